@@ -1,0 +1,289 @@
+"""The values that flow, in the order in which they flow.
+
+::
+
+    Instance -> Unit -> Job -> Frame -> Volume -> Prediction -> Attribution -> Explanation
+                                                                  -> Result -> Receipt
+
+All are frozen: a stage takes some and gives new ones. Arrays are torch tensors on the worker's
+device; this module never imports torch, so that receiver and sender do not either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from pydicom import Dataset
+
+
+class Per(StrEnum):
+    """What one unit of work is."""
+
+    INSTANCE = "instance"
+    SERIES = "series"
+    STUDY = "study"
+
+
+class Purpose(StrEnum):
+    """Why a job exists."""
+
+    TRIAGE = "triage"  #: the first answer about a unit
+    AMENDMENT = "amendment"  #: a later answer that references the one before it
+    AUDIT = "audit"  #: a slow explanation after triage
+
+
+class ObjectKind(StrEnum):
+    """Which kind of DICOM object a result is."""
+
+    SC = "sc"  #: Secondary Capture: the picture
+    SEG = "seg"  #: Segmentation: the thresholded region
+    NOTE = "note"  #: Secondary Capture with text only: why there is no result
+
+
+class Priority(StrEnum):
+    """Which jobs go first; the order of the members is the order of service."""
+
+    STAT = "stat"
+    ROUTINE = "routine"
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Who sent an instance, and by which door it came in.
+
+    `priority` is the C-STORE request's (PS3.7 9.3.1.1): 0 medium, 1 high, 2 low.
+    """
+
+    calling_ae_title: str
+    called_ae_title: str
+    source_address: str
+    priority: int = 0
+    listener: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A stored SOP Instance: where its bytes are and what they hash to, never a path."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    transfer_syntax_uid: str
+    spool_key: str
+    sha256: str  #: of the file as stored: preamble, file meta and data set
+    size_bytes: int
+    sender: Sender
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What a route works on: one instance, one series or one study.
+
+    The UIDs below its level are empty.
+    """
+
+    per: Per
+    study_instance_uid: str
+    series_instance_uid: str = ""
+    sop_instance_uid: str = ""
+
+    @property
+    def key(self) -> str:
+        """The unit's name in the ledger: its level and the UID of that level."""
+        uid = {
+            Per.INSTANCE: self.sop_instance_uid,
+            Per.SERIES: self.series_instance_uid,
+            Per.STUDY: self.study_instance_uid,
+        }[self.per]
+        return f"{self.per}:{self.study_instance_uid}:{uid}"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One unit, one route, one model: everything that decides what the results will be.
+
+    `route_json` is the route as it was when the unit became ready, so that a reload changes no
+    study under way. `created_at` (DICOM DT, with offset) and `explainer` are written to the ledger
+    when first chosen: a retry makes the same bytes.
+    """
+
+    job_id: int
+    token: int  #: fencing token of the claim; a stale one cannot finish the job
+    unit: Unit
+    route: str
+    route_json: str
+    model: str
+    model_digest: str
+    purpose: Purpose
+    generation: int  #: 0 for triage, n for the n-th amendment
+    priority: Priority
+    ready_at: float  #: seconds of the ledger's clock
+    deadline_at: float  #: seconds of the ledger's clock
+    created_at: str
+    explainer: str
+    attempts: int
+    instances: tuple[Instance, ...]
+    predecessors: tuple[Reference, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A pointer to a SOP Instance (PS3.3 Table 10-11)."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str = ""
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One image plane, decoded.
+
+    `values` is ``(rows, columns)`` float32 in modality units (HU for CT: after the Modality LUT,
+    PS3.3 C.11.1). `valid` is ``(rows, columns)`` bool, False on pixel padding (PS3.3 C.7.5.1.1.2),
+    or None when nothing is padded. `header` is the source data set without its pixel data.
+    """
+
+    instance: Instance
+    header: Dataset
+    number: int  #: 1-based frame number within the instance
+    values: torch.Tensor
+    valid: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How the frames of a volume lie in the patient, in mm (PS3.3 C.7.6.2).
+
+    `orientation` is ImageOrientationPatient, `positions_mm` one distance along the normal for each
+    frame, ascending. All are empty for projections. `problems` names what was odd: duplicated
+    positions, gaps, mixed orientations.
+    """
+
+    pixel_spacing_mm: tuple[float, float] | None = None  #: between rows, between columns
+    orientation: tuple[float, ...] = ()
+    positions_mm: tuple[float, ...] = ()
+    slice_spacing_mm: float | None = None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Volume:
+    """The frames of a unit in the order in which the model and the results see them."""
+
+    frames: tuple[Frame, ...]
+    geometry: Geometry
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the model's input grid lies on one source frame.
+
+    The source's pixel ``(row, column)`` is at ``(row * scale[0] + offset[0],
+    column * scale[1] + offset[1])`` of the input grid, in input pixels, pixel centres at integers
+    plus one half (so that a whole-image stretch has offset 0).
+    """
+
+    source_size: tuple[int, int]  #: rows, columns
+    input_size: tuple[int, int]  #: rows, columns
+    scale: tuple[float, float] = (1.0, 1.0)
+    offset: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """What the model says about each frame, and the raw maps of the same run.
+
+    Attributes
+    ----------
+    scores : ndarray, (frames, classes) float32
+        After the card's activation, 0..1.
+    target_classes : ndarray, (frames, targets) int64
+        Which class each raw map explains; empty when no explanation was asked for.
+    raw_maps : Tensor, (frames, targets, map rows, map columns) float32, or None
+        In the explainer's own unit, at the resolution of the explained layer.
+    placements : tuple of Placement
+        One for each frame.
+    """
+
+    scores: object
+    target_classes: object
+    raw_maps: torch.Tensor | None
+    placements: tuple[Placement, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attribution:
+    """The map of one class over all frames, on the card's absolute scale.
+
+    `heat` is ``(frames, map rows, map columns)`` float32, 1.0 = the card's `full_scale`;
+    negative values are kept. `threshold` is on the same scale. Frames that hold no map of this
+    class are zero.
+    """
+
+    heat: torch.Tensor
+    threshold: float
+    placements: tuple[Placement, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Finding:
+    """One class of the model, its score for the unit and, where it has one, its map."""
+
+    class_index: int
+    name: str
+    score: float  #: the unit's: the maximum over its frames
+    frame_scores: tuple[float, ...]
+    is_positive: bool  #: score at or above the class's threshold
+    attribution: Attribution | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Explanation:
+    """All that the encoders need to know about the model's answer.
+
+    `findings` are ordered by score, positives first. `method` and `layer` say how the maps were
+    made; `method` is empty for a prediction without maps, and `note` then says why.
+    """
+
+    findings: tuple[Finding, ...]
+    method: str
+    layer: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One DICOM object that we made, durable in the spool."""
+
+    kind: ObjectKind
+    ordinal: int
+    purpose: Purpose
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    transfer_syntax_uid: str
+    spool_key: str
+    sha256: str
+    size_bytes: int
+    source: Instance  #: whose identity block the result carries
+    references: tuple[Reference, ...] = ()
+    within_budget: bool = True
+    destinations: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A destination's answer to one object."""
+
+    destination: str
+    sop_instance_uid: str
+    status: int
+    comment: str = ""
