@@ -43,7 +43,7 @@ MAX_YAML_NODES = 200_000
 
 
 def _ae_title(text: str) -> str:
-    """An AE value (PS3.5 6.2): 1 to 16 printable ASCII characters, no backslash, not only spaces."""
+    """An AE value (PS3.5 6.2): 1 to 16 printable ASCII characters, no backslash."""
     if not 1 <= len(text) <= 16 or not text.strip():
         raise ValueError(f"an AE title has 1 to 16 characters, found {len(text)}")
     if any(not 0x20 <= ord(c) <= 0x7E or c == "\\" for c in text):

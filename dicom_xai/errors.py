@@ -131,7 +131,7 @@ class EncodeError(StudyError):
 
 
 class IdentityError(StudyError):
-    """Identity of a result and its source differ, or sources of one unit differ: nothing is sent."""
+    """Result and source, or the sources of one unit, differ in identity: nothing is sent."""
 
 
 class BudgetExceededError(DicomXaiError):
