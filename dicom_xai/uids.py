@@ -13,7 +13,7 @@ import uuid
 from dicom_xai import __version__
 
 #: UUID-derived root of this implementation (PS3.5 B.2); chosen once.
-IMPLEMENTATION_CLASS_UID = "2.25.263849251937190172903812764095873310215"
+IMPLEMENTATION_CLASS_UID = "2.25.321949168989331322481129668855793251619"
 #: At most 16 characters (PS3.7 D.3.3.2.3).
 IMPLEMENTATION_VERSION_NAME = f"DICOM_XAI_{__version__}"[:16]
 
