@@ -75,8 +75,8 @@ class Instance:
     study_instance_uid: str
     transfer_syntax_uid: str
     spool_key: str
-    sha256: str  #: of the file as stored: preamble, file meta and data set
-    size_bytes: int
+    sha256: str  #: of the data set's bytes as received, without preamble and file meta
+    size_bytes: int  #: of the file as stored
     sender: Sender
 
 
