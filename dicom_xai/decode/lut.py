@@ -1,0 +1,86 @@
+"""Lookup tables of a data set: Modality LUT and VOI LUT have the same form (PS3.3 C.11)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydicom import Dataset
+
+from dicom_xai.decode.attributes import numbers
+from dicom_xai.errors import DecodeError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LookupTable:
+    """One table: what each input value becomes.
+
+    Attributes
+    ----------
+    first : int
+        The input value that gets the first entry; lower values get it too, values above the last
+        entry's get the last (PS3.3 C.11.1.1).
+    entries : ndarray, (n,) float32
+    bits : int
+        Bits of an entry: its range is ``0..2**bits - 1``.
+    """
+
+    first: int
+    entries: np.ndarray
+    bits: int
+
+    def apply(self, values: torch.Tensor) -> torch.Tensor:
+        """The entry of each value, rounded down to an integer first; float32, same shape."""
+        table = torch.from_numpy(self.entries).to(values.device)
+        index = (values.floor().to(torch.int64) - self.first).clamp_(0, len(self.entries) - 1)
+        return table[index]
+
+
+def read(item: Dataset, *, signed: bool, big_endian: bool) -> LookupTable:
+    """The table of one item of a LUT sequence.
+
+    Source: PS3.3 C.11.1.1.1 (LUT Descriptor: entries, 0 meaning 65536; first value mapped; bits)
+    and C.11.1.1.2 (LUT Data: US values or words, 8-bit entries possibly packed in pairs).
+
+    Parameters
+    ----------
+    item : Dataset
+        Of ``ModalityLUTSequence`` or ``VOILUTSequence``.
+    signed : bool
+        Whether the table's input is signed: the first value mapped is then a signed number, also
+        where the writer gave it as unsigned.
+    big_endian : bool
+        Byte order of the data set, for LUT Data kept as words.
+
+    Raises
+    ------
+    DecodeError
+        A descriptor that the standard does not allow, or data of another length than it says.
+    """
+    descriptor = numbers(item, "LUTDescriptor")
+    if descriptor is None or len(descriptor) != 3:
+        raise DecodeError("LUTDescriptor: three values wanted")
+    count, first, bits = (int(value) for value in descriptor)
+    count = count or 65536
+    if not 1 <= count <= 65536 or not 8 <= bits <= 16:
+        raise DecodeError(f"LUTDescriptor: {count} entries of {bits} bits; 8 to 16 bits wanted")
+    if signed and first >= 32768:
+        first -= 65536
+    data = item.get("LUTData")
+    if isinstance(data, bytes):
+        if len(data) == 2 * count:
+            entries = np.frombuffer(data, dtype=">u2" if big_endian else "<u2")
+        elif bits == 8 and len(data) in (count, count + 1):
+            packed = np.frombuffer(data, dtype=np.uint8)
+            entries = packed.reshape(-1, 2)[:, ::-1].reshape(-1) if big_endian else packed
+        else:
+            raise DecodeError(f"LUTData: {len(data)} bytes for {count} entries of {bits} bits")
+        entries = entries[:count].astype(np.float32)
+    else:
+        values = numbers(item, "LUTData")
+        if values is None or len(values) != count:
+            found = 0 if values is None else len(values)
+            raise DecodeError(f"LUTData: {found} values, LUTDescriptor says {count}")
+        entries = np.array(values, dtype=np.float32)
+    return LookupTable(first, entries, bits)
