@@ -2,8 +2,8 @@
 
 ::
 
-    Instance -> Unit -> Job -> Frame -> Volume -> Prediction -> Attribution -> Explanation
-                                                                  -> Result -> Receipt
+    Instance -> Unit -> Candidate -> Job -> Frame -> Volume -> Prediction
+             -> Attribution -> Explanation -> Result -> Receipt
 
 All are frozen: a stage takes some and gives new ones. Arrays are torch tensors on the worker's
 device; this module never imports torch, so that receiver and sender do not either.
@@ -101,6 +101,26 @@ class Unit:
             Per.STUDY: self.study_instance_uid,
         }[self.per]
         return f"{self.per}:{self.study_instance_uid}:{uid}"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A unit that a route wants and that may not be complete yet.
+
+    Times are seconds of the ledger's clock. A transfer is an association that brought at least one
+    of the unit's instances.
+    """
+
+    candidate_id: int
+    unit: Unit
+    route: str
+    route_json: str
+    generation: int
+    first_at: float  #: first instance durable
+    last_at: float  #: last instance durable
+    open_transfers: int
+    last_end_at: float | None  #: when the last transfer ended, normally or not
+    has_abnormal_end: bool  #: a transfer was aborted, or its receiver died
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,71 @@
+"""The facts, durable: what came in, what is to be done, what was made, who has it.
+
+Everything else can be killed at any instant. The verbs are grouped by who speaks:
+`arrivals` (receiver), `jobs` (worker), `deliveries` (sender), `upkeep` (nobody's turn, admins).
+"""
+
+from __future__ import annotations
+
+from dicom_xai.ledger.arrivals import Arrivals, Recorded, Wanted
+from dicom_xai.ledger.deliveries import Deliveries, Outgoing, Triaged
+from dicom_xai.ledger.engine import Bell, Bells, Database
+from dicom_xai.ledger.jobs import Jobs, Overdue
+from dicom_xai.ledger.schema import Disposition
+from dicom_xai.ledger.upkeep import ORPHAN_AGE_S, Upkeep
+
+__all__ = [
+    "ORPHAN_AGE_S",
+    "Arrivals",
+    "Bell",
+    "Deliveries",
+    "Disposition",
+    "Jobs",
+    "Ledger",
+    "Outgoing",
+    "Overdue",
+    "Recorded",
+    "Triaged",
+    "Upkeep",
+    "Wanted",
+]
+
+
+class Ledger:
+    """All verbs over one database.
+
+    Parameters
+    ----------
+    url : str
+        ``sqlite:///`` and an absolute path.
+
+    Raises
+    ------
+    ConfigError
+        Another engine, or an unknown schema version.
+    LedgerBusyError
+        The database cannot be opened now.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._database = Database(url)
+        self._bells = Bells(self._database.path.with_name(f"{self._database.path.name}-bells"))
+        self.arrivals = Arrivals(self._database)
+        self.jobs = Jobs(self._database)
+        self.deliveries = Deliveries(self._database)
+        self.upkeep = Upkeep(self._database)
+
+    def now(self) -> float:
+        """Seconds of the clock in which all of the ledger's times are given."""
+        return self._database.now()
+
+    def listen(self, role: str) -> Bell:
+        """A bell that tells this role to look for work."""
+        return self._bells.listen(role)
+
+    def ring(self, role: str) -> None:
+        """Tell a role to look for work."""
+        self._bells.ring(role)
+
+    def close(self) -> None:
+        """Finish what is queued and let go of the database."""
+        self._database.close()

@@ -1,0 +1,237 @@
+"""Verbs about results on their way to a destination."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, and_, func, or_, select, update
+
+from dicom_xai.ledger.engine import Database, earliest, note_event
+from dicom_xai.ledger.jobs import instance_of
+from dicom_xai.ledger.schema import DeliveryState, delivery, instance, job, result
+from dicom_xai.study import Instance
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One object for one destination, claimed."""
+
+    delivery_id: int
+    token: int
+    job_id: int
+    destination: str
+    attempts: int
+    route: str
+    model: str
+    kind: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    spool_key: str
+    sha256: str
+    source: Instance
+    outbox_s: float  #: seconds it waited since it was queued
+
+
+@dataclass(frozen=True, slots=True)
+class Triaged:
+    """A unit whose first destination holds all of its objects."""
+
+    job_id: int
+    route: str
+    priority: str
+    purpose: str
+    latency_s: float  #: since ready
+    last_byte_s: float
+    first_byte_s: float
+    is_within_budget: bool
+
+
+class Deliveries:
+    """Everything the sender asks and tells.
+
+    Parameters
+    ----------
+    database : Database
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def claim(self, destination: str, lease_s: float) -> Outgoing | None:
+        """Take the next object for a destination: STAT before routine, then in order."""
+
+        def run(connection: Connection) -> Outgoing | None:
+            now = self._db.now()
+            free = or_(
+                and_(delivery.c.state == DeliveryState.PENDING, delivery.c.not_before <= now),
+                and_(delivery.c.state == DeliveryState.SENDING, delivery.c.lease_until < now),
+            )
+            row = connection.execute(
+                select(delivery)
+                .where(delivery.c.destination == destination, free)
+                .order_by(delivery.c.rank, delivery.c.id)
+                .limit(1)
+            ).first()
+            if row is None:
+                return None
+            connection.execute(
+                update(delivery)
+                .where(delivery.c.id == row.id)
+                .values(
+                    state=DeliveryState.SENDING,
+                    token=row.token + 1,
+                    attempts=row.attempts + 1,
+                    lease_until=now + lease_s,
+                )
+            )
+            made = connection.execute(
+                select(result, job.c.route, job.c.model)
+                .join(job, job.c.id == result.c.job_id)
+                .where(result.c.id == row.result_id)
+            ).one()
+            source = connection.execute(
+                select(instance).where(instance.c.id == made.source_instance_id)
+            ).one()
+            return Outgoing(
+                delivery_id=row.id,
+                token=row.token + 1,
+                job_id=row.job_id,
+                destination=destination,
+                attempts=row.attempts + 1,
+                route=made.route,
+                model=made.model,
+                kind=made.kind,
+                sop_class_uid=made.sop_class_uid,
+                sop_instance_uid=made.sop_instance_uid,
+                transfer_syntax_uid=made.transfer_syntax_uid,
+                spool_key=made.spool_key or "",
+                sha256=made.sha256,
+                source=instance_of(source),
+                outbox_s=now - row.queued_at,
+            )
+
+        return self._db.write(run)
+
+    def next_at(self, destination: str) -> float | None:
+        """When something can be sent at the earliest, or None when nothing waits."""
+        with self._db.read() as connection:
+            return earliest(
+                connection,
+                select(
+                    func.min(
+                        func.iif(
+                            delivery.c.state == DeliveryState.PENDING,
+                            delivery.c.not_before,
+                            delivery.c.lease_until,
+                        )
+                    )
+                ).where(
+                    delivery.c.destination == destination,
+                    delivery.c.state.in_([DeliveryState.PENDING, DeliveryState.SENDING]),
+                ),
+            )
+
+    def sent(self, outgoing: Outgoing, status: int) -> Triaged | None:
+        """Note an accepted object; gives the unit when this completed its triage."""
+
+        def run(connection: Connection) -> Triaged | None:
+            now = self._db.now()
+            if not _end(connection, outgoing, DeliveryState.SENT, status=status, sent_at=now):
+                return None
+            left = connection.scalar(
+                select(func.count())
+                .select_from(delivery)
+                .where(
+                    delivery.c.job_id == outgoing.job_id,
+                    delivery.c.destination == outgoing.destination,
+                    delivery.c.state.not_in([DeliveryState.SENT, DeliveryState.SKIPPED]),
+                )
+            )
+            if left:
+                return None
+            first = connection.execute(
+                update(job)
+                .where(job.c.id == outgoing.job_id, job.c.triaged_at.is_(None))
+                .values(triaged_at=now)
+                .returning(job)
+            ).first()
+            if first is None:
+                return None
+            return Triaged(
+                job_id=first.id,
+                route=first.route,
+                priority=first.priority,
+                purpose=first.purpose,
+                latency_s=now - first.ready_at,
+                last_byte_s=now - first.last_byte_at,
+                first_byte_s=now - first.first_byte_at,
+                is_within_budget=now <= first.deadline_at,
+            )
+
+        return self._db.write(run)
+
+    def retry_later(self, outgoing: Outgoing, delay_s: float, reason: str) -> bool:
+        """Put an object back after a transient answer."""
+
+        def run(connection: Connection) -> bool:
+            return _end(
+                connection,
+                outgoing,
+                DeliveryState.PENDING,
+                not_before=self._db.now() + delay_s,
+                reason=reason,
+            )
+
+        return self._db.write(run)
+
+    def give_up(self, outgoing: Outgoing, reason: str, status: int | None = None) -> bool:
+        """Move an object to the dead letters after a permanent answer."""
+
+        def run(connection: Connection) -> bool:
+            is_ended = _end(connection, outgoing, DeliveryState.DEAD, reason=reason, status=status)
+            if is_ended:
+                subject = outgoing.sop_instance_uid
+                note_event(
+                    connection, "delivery-dead", subject, f"{outgoing.destination}: {reason}"
+                )
+            return is_ended
+
+        return self._db.write(run)
+
+    def requeue(self, delivery_id: int) -> bool:
+        """Send a dead letter again, as an admin asks; False when there is none."""
+        return self._admin(delivery_id, DeliveryState.PENDING, "delivery-requeued")
+
+    def skip(self, delivery_id: int) -> bool:
+        """Close a dead letter without sending it; False when there is none."""
+        return self._admin(delivery_id, DeliveryState.SKIPPED, "delivery-skipped")
+
+    def _admin(self, delivery_id: int, state: DeliveryState, kind: str) -> bool:
+        def run(connection: Connection) -> bool:
+            changed = connection.execute(
+                update(delivery)
+                .where(delivery.c.id == delivery_id, delivery.c.state == DeliveryState.DEAD)
+                .values(state=state, attempts=0, not_before=self._db.now())
+            )
+            if changed.rowcount:
+                note_event(connection, kind, str(delivery_id), "asked for")
+            return changed.rowcount == 1
+
+        return self._db.write(run)
+
+
+def _end(
+    connection: Connection, outgoing: Outgoing, state: DeliveryState, **values: object
+) -> bool:
+    """Compare-and-set on the claim's token."""
+    changed = connection.execute(
+        update(delivery)
+        .where(
+            delivery.c.id == outgoing.delivery_id,
+            delivery.c.token == outgoing.token,
+            delivery.c.state == DeliveryState.SENDING,
+        )
+        .values(state=state, lease_until=None, **values)
+    )
+    return changed.rowcount == 1

@@ -1,0 +1,321 @@
+"""The database behind the ledger: one writing thread with group commit, a clock, and bells.
+
+All writes of a process go through one thread: it takes what has gathered, runs each piece of work
+in a savepoint of one ``BEGIN IMMEDIATE`` transaction, and commits once. A caller returns when the
+commit is on disk (WAL, ``synchronous=FULL``), so that associations share an fsync.
+
+The clock is CLOCK_BOOTTIME plus an offset kept in the database: jumps of the wall clock cannot move
+it, and after a reboot it goes on where it stopped.
+
+A bell is a named pipe beside the database: a hint to look, never a message. Losing one costs a poll
+interval.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import select
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, Select, Table, create_engine, event, insert, update
+from sqlalchemy import select as sql_select
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from dicom_xai.errors import ConfigError, InvariantError, LedgerBusyError
+from dicom_xai.ledger import schema
+
+T = TypeVar("T")
+
+BUSY_TIMEOUT_S = 10.0
+#: At most so many pieces of work share one commit.
+GROUP_SIZE = 256
+#: A gap between two boots longer than this is not believed (the wall clock may be wrong).
+LONGEST_GAP_S = 30 * 86400.0
+
+
+def utc_now() -> str:
+    """The wall clock as text, for people and for retention by days."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+@dataclass
+class _Work:
+    run: Callable[[Connection], object]
+    done: Future[object] = field(default_factory=Future)
+
+
+class Database:
+    """Connections to one ledger.
+
+    Parameters
+    ----------
+    url : str
+        ``sqlite:///`` and an absolute path on a local disk.
+
+    Raises
+    ------
+    ConfigError
+        Another engine, or a schema version that this code does not know.
+    """
+
+    def __init__(self, url: str) -> None:
+        if not url.startswith("sqlite:///"):
+            scheme = url.partition(":")[0]
+            raise ConfigError(
+                f"ledger.url: found {scheme}, wanted sqlite:///PATH; other engines are not served"
+            )
+        self.path = Path(url.removeprefix("sqlite:///"))
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self.path.exists():
+            self.path.touch(mode=0o600)
+        self._engine = _engine(url)
+        self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        try:
+            self._offset_s = self._prepare()
+        except OperationalError as error:
+            raise LedgerBusyError(f"the ledger {self.path.name} cannot be opened") from error
+        self._thread = threading.Thread(target=self._write_forever, name="ledger", daemon=True)
+        self._thread.start()
+
+    def now(self) -> float:
+        """Seconds of the ledger's clock; the same in all processes of this host."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) + self._offset_s
+
+    def write(self, run: Callable[[Connection], T]) -> T:
+        """Run `run` in a transaction and give what it gave, once it is durable.
+
+        Raises
+        ------
+        LedgerBusyError
+            Another process held the database for too long; nothing was changed.
+        """
+        work = _Work(run)
+        self._queue.put(work)
+        return work.done.result()  # type: ignore[return-value]  # T by construction
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Give a connection that sees one consistent state."""
+        with self._engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN")
+            yield connection
+
+    def close(self) -> None:
+        """Finish what is queued and close all connections."""
+        self._queue.put(None)
+        self._thread.join()
+        self._engine.dispose()
+
+    # -------------------------------------------------------------- start-up
+
+    def _prepare(self) -> float:
+        """Create or check the tables; give the clock's offset for this boot."""
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        with self._engine.connect() as connection, _immediate(connection):
+            schema.metadata.create_all(connection)
+            rows = connection.execute(sql_select(schema.meta))
+            known: dict[str, str] = {row.key: row.value for row in rows}
+            version = known.get("schema_version")
+            if version not in (None, str(schema.SCHEMA_VERSION)):
+                raise ConfigError(
+                    f"ledger {self.path.name} has schema version {version}, this program knows "
+                    f"{schema.SCHEMA_VERSION}; run the program that wrote it, or a newer one"
+                )
+            if known.get("boot_id") == boot_id:
+                return float(known["offset_s"])
+            boottime = time.clock_gettime(time.CLOCK_BOOTTIME)
+            last_now = float(known.get("last_now", boottime))
+            gap = time.time() - float(known.get("last_wall", time.time()))
+            offset = last_now + min(max(gap, 0.0), LONGEST_GAP_S) - boottime
+            values = {
+                "schema_version": str(schema.SCHEMA_VERSION),
+                "boot_id": boot_id,
+                "offset_s": repr(offset),
+                "last_now": repr(last_now),
+                "last_wall": repr(time.time()),
+            }
+            for key, value in values.items():
+                set_meta(connection, key, value)
+            return offset
+
+    # -------------------------------------------------------------- the writer
+
+    def _write_forever(self) -> None:
+        connection = self._engine.connect()
+        while (first := self._queue.get()) is not None:
+            batch: list[_Work] = [first]
+            while len(batch) < GROUP_SIZE and not self._queue.empty():
+                following = self._queue.get()
+                if following is None:
+                    self._queue.put(None)
+                    break
+                batch.append(following)
+            connection = self._commit(connection, batch)
+        connection.close()
+
+    def _commit(self, connection: Connection, batch: list[_Work]) -> Connection:
+        """Run a batch in one transaction; each caller learns only of its own piece."""
+        answers: list[tuple[Future[object], object, BaseException | None]] = []
+        try:
+            with _immediate(connection):
+                for work in batch:
+                    try:
+                        with connection.begin_nested():
+                            answers.append((work.done, work.run(connection), None))
+                    except DBAPIError as error:
+                        if error.connection_invalidated:
+                            raise
+                        answers.append((work.done, None, error))
+                    except Exception as error:  # noqa: BLE001  # handed to the caller whose it is
+                        answers.append((work.done, None, error))
+        except DBAPIError as error:
+            with suppress(DBAPIError):
+                connection.invalidate()
+            connection.close()
+            connection = self._engine.connect()
+            for work in batch:
+                busy = LedgerBusyError("the ledger did not take a write")
+                busy.__cause__ = error
+                work.done.set_exception(busy)
+            return connection
+        for future, value, failure in answers:
+            if failure is None:
+                future.set_result(value)
+            else:
+                future.set_exception(failure)
+        return connection
+
+
+def set_meta(connection: Connection, key: str, value: str) -> None:
+    """Write one row of the meta table."""
+    changed = connection.execute(
+        update(schema.meta).where(schema.meta.c.key == key).values(value=value)
+    )
+    if changed.rowcount == 0:
+        connection.execute(insert(schema.meta).values(key=key, value=value))
+
+
+def insert_row(connection: Connection, table: Table, **values: object) -> int:
+    """Insert one row and give its id."""
+    key = connection.execute(insert(table).values(**values)).inserted_primary_key
+    if key is None:
+        raise InvariantError(f"table {table.name} gave no id")
+    return int(key[0])
+
+
+def earliest(connection: Connection, query: Select[float]) -> float | None:
+    """A query's one time, or None when it found no row."""
+    value = connection.scalar(query)
+    return None if value is None else float(value)
+
+
+def note_event(connection: Connection, kind: str, subject: str, detail: str = "") -> None:
+    """Append to the history."""
+    connection.execute(
+        insert(schema.event).values(at_utc=utc_now(), kind=kind, subject=subject, detail=detail)
+    )
+
+
+@contextmanager
+def _immediate(connection: Connection) -> Iterator[None]:
+    """A transaction that holds the write lock from its first statement."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.rollback()
+        raise
+    connection.commit()
+
+
+def _engine(url: str) -> Engine:
+    engine = create_engine(
+        url, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
+    )
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(dbapi_connection: Any, _record: object) -> None:
+        # the driver's own implicit BEGIN would take no write lock: we begin by hand
+        dbapi_connection.isolation_level = None
+        cursor = dbapi_connection.cursor()
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            f"busy_timeout={int(BUSY_TIMEOUT_S * 1000)}",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    return engine
+
+
+# ------------------------------------------------------------------ bells
+
+
+class Bells:
+    """Wake-up hints between the processes that share a ledger.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the named pipes are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def listen(self, name: str) -> Bell:
+        """A bell that rings when anybody calls ``ring(name)``."""
+        return Bell(self._folder / f"{name}.{os.getpid()}.{time.monotonic_ns()}")
+
+    def ring(self, name: str) -> None:
+        """Wake all who listen; nobody listening is no error."""
+        for pipe in self._folder.glob(f"{name}.*"):
+            try:
+                fd = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:
+                # nobody has it open for reading: its process is gone
+                pipe.unlink(missing_ok=True)
+                continue
+            with suppress(BlockingIOError, BrokenPipeError):  # full means rung already
+                os.write(fd, b"!")
+            os.close(fd)
+
+
+class Bell:
+    """One listener's end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        hidden = path.with_name(f".{path.name}")
+        os.mkfifo(hidden, 0o600)
+        # read and write: the pipe never reaches end of file when a ringer closes its end
+        self._fd = os.open(hidden, os.O_RDWR | os.O_NONBLOCK)
+        os.rename(hidden, path)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until it rings; False when the time ran out first."""
+        poller = select.poll()
+        poller.register(self._fd, select.POLLIN)
+        if not poller.poll(max(0.0, timeout_s) * 1000):
+            return False
+        with suppress(BlockingIOError):
+            while os.read(self._fd, 4096):
+                pass
+        return True
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._path.unlink(missing_ok=True)
+        os.close(self._fd)

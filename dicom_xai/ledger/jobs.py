@@ -1,0 +1,514 @@
+"""Verbs about work: claim with a lease and a fencing token, finish by compare-and-set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, Row, and_, func, insert, or_, select, update
+
+from dicom_xai.ledger.engine import Database, earliest, insert_row, note_event, utc_now
+from dicom_xai.ledger.schema import (
+    CandidateState,
+    DeliveryState,
+    JobState,
+    candidate,
+    delivery,
+    instance,
+    job,
+    member,
+    result,
+)
+from dicom_xai.study import (
+    Candidate,
+    Instance,
+    Job,
+    Per,
+    Priority,
+    Purpose,
+    Reference,
+    Result,
+    Sender,
+    Unit,
+)
+
+#: A job that was claimed so often without an end is parked: it may be what kills the worker.
+MAX_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A unit whose deadline passed, reported once."""
+
+    job_id: int
+    route: str
+    stage: str
+
+
+class Jobs:
+    """Everything the worker asks and tells.
+
+    Parameters
+    ----------
+    database : Database
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def claim(self, lease_s: float) -> Job | None:
+        """Take the most urgent job: STAT before routine, then the earliest deadline.
+
+        A job whose lease ran out counts as queued. One that was claimed `MAX_ATTEMPTS` times is
+        parked as failed.
+        """
+
+        def run(connection: Connection) -> Job | None:
+            now = self._db.now()
+            free = or_(
+                and_(job.c.state == JobState.QUEUED, job.c.not_before <= now),
+                and_(job.c.state == JobState.RUNNING, job.c.lease_until < now),
+            )
+            while True:
+                row = connection.execute(
+                    select(job).where(free).order_by(job.c.rank, job.c.deadline_at).limit(1)
+                ).first()
+                if row is None:
+                    return None
+                if row.attempts < MAX_ATTEMPTS:
+                    break
+                reason = f"the worker ended {row.attempts} times on this job"
+                connection.execute(
+                    update(job)
+                    .where(job.c.id == row.id)
+                    .values(state=JobState.FAILED, note=reason, token=job.c.token + 1)
+                )
+                note_event(connection, "job-parked", str(row.id), reason)
+            connection.execute(
+                update(job)
+                .where(job.c.id == row.id)
+                .values(
+                    state=JobState.RUNNING,
+                    token=row.token + 1,
+                    attempts=row.attempts + 1,
+                    lease_until=now + lease_s,
+                )
+            )
+            return _job(connection, row)
+
+        return self._db.write(run)
+
+    def next_at(self) -> float | None:
+        """When a job can be claimed at the earliest, or None when there is none."""
+        with self._db.read() as connection:
+            return earliest(
+                connection,
+                select(
+                    func.min(
+                        func.iif(
+                            job.c.state == JobState.QUEUED, job.c.not_before, job.c.lease_until
+                        )
+                    )
+                ).where(job.c.state.in_([JobState.QUEUED, JobState.RUNNING])),
+            )
+
+    def renew(self, claimed: Job, lease_s: float) -> bool:
+        """Keep a claim; False when somebody else has it now."""
+        return self._change(claimed, lease_until=self._db.now() + lease_s)
+
+    def fix_explainer(self, claimed: Job, explainer: str) -> bool:
+        """Write down the explainer before it runs, so that a retry uses the same one."""
+        return self._change(claimed, explainer=explainer)
+
+    def use_model(self, claimed: Job, model_digest: str) -> bool:
+        """Move a job to the model that is live now, when its own is gone after a restart."""
+        return self._change(claimed, model_digest=model_digest)
+
+    def finish(
+        self,
+        claimed: Job,
+        results: Sequence[Result],
+        note: str = "",
+        *,
+        amend_because: str = "",
+        is_failure: bool = False,
+    ) -> bool:
+        """Make the results and their deliveries known and end the job, in one transaction.
+
+        Parameters
+        ----------
+        claimed : Job
+        results : sequence of Result
+            Their files are durable in the spool.
+        note : str
+            Why it failed, or what was left out.
+        amend_because : str
+            When not empty, another job of the same unit is queued as an amendment.
+        is_failure : bool
+            The results are failure notes; the job ends as failed.
+
+        Returns
+        -------
+        bool
+            False when the claim was lost meanwhile: nothing is changed.
+        """
+
+        def run(connection: Connection) -> bool:
+            now = self._db.now()
+            ended = connection.execute(
+                update(job)
+                .where(
+                    job.c.id == claimed.job_id,
+                    job.c.token == claimed.token,
+                    job.c.state == JobState.RUNNING,
+                )
+                .values(
+                    state=JobState.FAILED if is_failure else JobState.DONE,
+                    note=note,
+                    done_at=now,
+                    lease_until=None,
+                )
+            )
+            if ended.rowcount != 1:
+                return False
+            for made in results:
+                result_id = _put_result(connection, claimed, made)
+                for destination in made.destinations:
+                    _put_delivery(connection, claimed, result_id, destination, now)
+            if note:
+                kind = "job-failed" if is_failure else "job-note"
+                note_event(connection, kind, str(claimed.job_id), note)
+            if amend_because:
+                _queue_amendment(connection, claimed, now, amend_because)
+            return True
+
+        return self._db.write(run)
+
+    def retry_later(self, claimed: Job, delay_s: float, reason: str) -> bool:
+        """Give a job back after a transient error; the attempt counts."""
+        return self._change(
+            claimed,
+            state=JobState.QUEUED,
+            not_before=self._db.now() + delay_s,
+            lease_until=None,
+            note=reason,
+        )
+
+    def retry(self, job_id: int) -> bool:
+        """Queue an ended job again, as an admin asks; False when there is none that has ended."""
+
+        def run(connection: Connection) -> bool:
+            changed = connection.execute(
+                update(job)
+                .where(job.c.id == job_id, job.c.state.in_([JobState.DONE, JobState.FAILED]))
+                .values(
+                    state=JobState.QUEUED,
+                    attempts=0,
+                    not_before=self._db.now(),
+                    note="",
+                    done_at=None,
+                )
+            )
+            if changed.rowcount:
+                note_event(connection, "job-retried", str(job_id), "asked for")
+            return changed.rowcount == 1
+
+        return self._db.write(run)
+
+    def note_overdue(self, claimed: Job) -> bool:
+        """Mark a claimed job's deadline as passed; False when that was noted before."""
+
+        def run(connection: Connection) -> bool:
+            changed = connection.execute(
+                update(job)
+                .where(job.c.id == claimed.job_id, job.c.overdue_at.is_(None))
+                .values(overdue_at=self._db.now())
+            )
+            return changed.rowcount == 1
+
+        return self._db.write(run)
+
+    def live_model_digests(self) -> set[str]:
+        """The models that queued and running jobs were made for."""
+        with self._db.read() as connection:
+            rows = connection.scalars(
+                select(job.c.model_digest)
+                .where(job.c.state.in_([JobState.QUEUED, JobState.RUNNING]))
+                .distinct()
+            )
+            return set(rows)
+
+    def _change(self, claimed: Job, **values: object) -> bool:
+        def run(connection: Connection) -> bool:
+            changed = connection.execute(
+                update(job)
+                .where(
+                    job.c.id == claimed.job_id,
+                    job.c.token == claimed.token,
+                    job.c.state == JobState.RUNNING,
+                )
+                .values(values)
+            )
+            return changed.rowcount == 1
+
+        return self._db.write(run)
+
+
+def make_ready(
+    connection: Connection,
+    waiting: Candidate,
+    fired: str,
+    ready_at: float,
+    now: float,
+    priority: Priority,
+    budget_s: float,
+) -> bool:
+    """Turn a waiting candidate into a job; False when it changed or an older job still runs."""
+    row = connection.execute(
+        select(candidate).where(
+            candidate.c.id == waiting.candidate_id,
+            candidate.c.state == CandidateState.WAITING,
+            candidate.c.last_at == waiting.last_at,
+        )
+    ).first()
+    if row is None:
+        return False
+    purpose = Purpose.TRIAGE if row.generation == 0 else Purpose.AMENDMENT
+    if _has_live_job(connection, row.unit_key, row.route, row.model_digest, purpose):
+        return False
+    connection.execute(
+        update(candidate)
+        .where(candidate.c.id == row.id)
+        .values(state=CandidateState.READY, fired=fired)
+    )
+    _insert_job(
+        connection,
+        {
+            "candidate_id": row.id,
+            "unit_key": row.unit_key,
+            "route": row.route,
+            "model": row.model,
+            "model_digest": row.model_digest,
+            "first_byte_at": row.first_at,
+            "last_byte_at": row.last_at,
+        },
+        purpose=purpose,
+        generation=_next_generation(connection, row.unit_key, row.route),
+        priority=priority,
+        ready_at=ready_at,
+        deadline_at=ready_at + budget_s,
+        not_before=now,
+    )
+    note_event(connection, "unit-ready", row.unit_key, f"{row.route}: {fired}")
+    return True
+
+
+def _insert_job(
+    connection: Connection,
+    copied: dict[str, object],
+    *,
+    purpose: Purpose,
+    generation: int,
+    priority: Priority,
+    ready_at: float,
+    deadline_at: float,
+    not_before: float,
+) -> None:
+    connection.execute(
+        insert(job).values(
+            **copied,
+            purpose=purpose,
+            generation=generation,
+            priority=priority,
+            rank=list(Priority).index(priority),
+            state=JobState.QUEUED,
+            not_before=not_before,
+            ready_at=ready_at,
+            deadline_at=deadline_at,
+            created_at=datetime.now().astimezone().strftime("%Y%m%d%H%M%S.%f%z"),
+        )
+    )
+
+
+def _queue_amendment(connection: Connection, claimed: Job, now: float, reason: str) -> None:
+    """Queue the fuller answer to a unit that got a quick one, unless one is on its way."""
+    row = connection.execute(select(job).where(job.c.id == claimed.job_id)).one()
+    live = _has_live_job(connection, row.unit_key, row.route, row.model_digest, Purpose.AMENDMENT)
+    if live:
+        return
+    names = ("candidate_id", "unit_key", "route", "model", "model_digest")
+    copied: dict[str, object] = {name: getattr(row, name) for name in names}
+    copied |= {"first_byte_at": row.first_byte_at, "last_byte_at": row.last_byte_at}
+    _insert_job(
+        connection,
+        copied,
+        purpose=Purpose.AMENDMENT,
+        generation=_next_generation(connection, row.unit_key, row.route),
+        priority=Priority.ROUTINE,
+        ready_at=now,
+        deadline_at=now + (row.deadline_at - row.ready_at),
+        not_before=now,
+    )
+    note_event(connection, "amendment-queued", row.unit_key, reason)
+
+
+def _next_generation(connection: Connection, unit_key: str, route: str) -> int:
+    """0 for the first job about a unit, then 1, 2, ..."""
+    latest = connection.scalar(
+        select(func.max(job.c.generation)).where(job.c.unit_key == unit_key, job.c.route == route)
+    )
+    return 0 if latest is None else int(latest) + 1
+
+
+def _has_live_job(
+    connection: Connection, unit_key: str, route: str, model_digest: str, purpose: Purpose
+) -> bool:
+    return (
+        connection.scalar(
+            select(job.c.id).where(
+                job.c.unit_key == unit_key,
+                job.c.route == route,
+                job.c.model_digest == model_digest,
+                job.c.purpose == purpose,
+                job.c.state.in_([JobState.QUEUED, JobState.RUNNING]),
+            )
+        )
+        is not None
+    )
+
+
+def _job(connection: Connection, row: Row[tuple[object, ...]]) -> Job:
+    """The claimed job with its instances and the results it amends."""
+    wanted = connection.execute(select(candidate).where(candidate.c.id == row.candidate_id)).one()
+    instances = connection.execute(
+        select(instance)
+        .join(member, member.c.instance_id == instance.c.id)
+        .where(member.c.candidate_id == row.candidate_id)
+        .order_by(instance.c.id)
+    )
+    before = connection.execute(
+        select(result)
+        .join(job, job.c.id == result.c.job_id)
+        .where(
+            job.c.unit_key == row.unit_key,
+            job.c.route == row.route,
+            job.c.generation < row.generation,
+        )
+        .order_by(job.c.generation.desc(), result.c.kind, result.c.ordinal)
+    ).all()
+    latest = [item for item in before if item.job_id == before[0].job_id]
+    return Job(
+        job_id=row.id,
+        token=row.token + 1,
+        unit=Unit(
+            Per(wanted.per),
+            wanted.study_instance_uid,
+            wanted.series_instance_uid,
+            wanted.sop_instance_uid,
+        ),
+        route=row.route,
+        route_json=wanted.route_json,
+        model=row.model,
+        model_digest=row.model_digest,
+        purpose=Purpose(row.purpose),
+        generation=row.generation,
+        priority=Priority(row.priority),
+        ready_at=row.ready_at,
+        deadline_at=row.deadline_at,
+        created_at=row.created_at,
+        explainer=row.explainer,
+        attempts=row.attempts + 1,
+        instances=tuple(instance_of(item) for item in instances),
+        predecessors=tuple(
+            Reference(
+                item.sop_class_uid, item.sop_instance_uid, item.series_instance_uid, item.kind
+            )
+            for item in latest
+        ),
+    )
+
+
+def instance_of(row: Row[tuple[object, ...]]) -> Instance:
+    """A row of the instance table as the value that flows."""
+    return Instance(
+        sop_instance_uid=row.sop_instance_uid,
+        sop_class_uid=row.sop_class_uid,
+        series_instance_uid=row.series_instance_uid,
+        study_instance_uid=row.study_instance_uid,
+        transfer_syntax_uid=row.transfer_syntax_uid,
+        spool_key=row.spool_key or "",
+        sha256=row.sha256,
+        size_bytes=row.size_bytes,
+        sender=Sender(
+            row.calling_ae_title,
+            row.called_ae_title,
+            row.source_address,
+            row.store_priority,
+            row.listener,
+        ),
+    )
+
+
+def _put_result(connection: Connection, claimed: Job, made: Result) -> int:
+    """Insert a result; the same one again (a forced retry) only gets its new file."""
+    known = connection.execute(
+        select(result.c.id).where(result.c.sop_instance_uid == made.sop_instance_uid)
+    ).first()
+    if known is not None:
+        connection.execute(
+            update(result)
+            .where(result.c.id == known.id)
+            .values(spool_key=made.spool_key, sha256=made.sha256, size_bytes=made.size_bytes)
+        )
+        return int(known.id)
+    source_id = connection.scalar(
+        select(instance.c.id).where(
+            instance.c.sop_instance_uid == made.source.sop_instance_uid,
+            instance.c.sha256 == made.source.sha256,
+        )
+    )
+    return insert_row(
+        connection,
+        result,
+        job_id=claimed.job_id,
+        kind=made.kind,
+        ordinal=made.ordinal,
+        sop_class_uid=made.sop_class_uid,
+        sop_instance_uid=made.sop_instance_uid,
+        series_instance_uid=made.series_instance_uid,
+        study_instance_uid=made.study_instance_uid,
+        transfer_syntax_uid=made.transfer_syntax_uid,
+        spool_key=made.spool_key,
+        sha256=made.sha256,
+        size_bytes=made.size_bytes,
+        source_instance_id=source_id,
+        created_utc=utc_now(),
+    )
+
+
+def _put_delivery(
+    connection: Connection, claimed: Job, result_id: int, destination: str, now: float
+) -> None:
+    values = {
+        "state": DeliveryState.PENDING,
+        "attempts": 0,
+        "not_before": now,
+        "queued_at": now,
+        "reason": "",
+    }
+    changed = connection.execute(
+        update(delivery)
+        .where(delivery.c.result_id == result_id, delivery.c.destination == destination)
+        .values(values)
+    )
+    if changed.rowcount == 0:
+        connection.execute(
+            insert(delivery).values(
+                result_id=result_id,
+                job_id=claimed.job_id,
+                destination=destination,
+                rank=list(Priority).index(claimed.priority),
+                **values,
+            )
+        )

@@ -1,0 +1,364 @@
+"""Verbs beside the flow: deadlines, retention, the state for metrics, the admin's views."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Connection, Select, Table, func, or_, select, union_all, update
+
+from dicom_xai.ledger.engine import Database, earliest, set_meta
+from dicom_xai.ledger.jobs import Overdue
+from dicom_xai.ledger.schema import (
+    CandidateState,
+    DeliveryState,
+    Disposition,
+    JobState,
+    candidate,
+    delivery,
+    event,
+    instance,
+    job,
+    member,
+    result,
+)
+from dicom_xai.stages import Stage
+
+#: An orphan younger than this may belong to a transaction under way, even if the clock jumps.
+ORPHAN_AGE_S = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Depths:
+    """How much waits where, and how long already; seconds of the ledger's clock."""
+
+    rows: Mapping[str, int]
+    oldest_s: Mapping[str, float]
+    outbox: Mapping[str, int]
+    dead: Mapping[str, int]
+    quarantined: int
+
+
+class Upkeep:
+    """What is nobody's turn in the flow.
+
+    Parameters
+    ----------
+    database : Database
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def tick(self) -> None:
+        """Note that the clock runs, so that it can go on from here after a reboot."""
+
+        def run(connection: Connection) -> None:
+            set_meta(connection, "last_now", repr(self._db.now()))
+            set_meta(connection, "last_wall", repr(time.time()))
+
+        self._db.write(run)
+
+    def overdue(self) -> list[Overdue]:
+        """The triage jobs whose deadline passed since the last call, each reported once.
+
+        Running jobs are left to their worker, which knows the stage; those without a live worker
+        are reported as queued.
+        """
+
+        def run(connection: Connection) -> list[Overdue]:
+            now = self._db.now()
+            rows = connection.execute(
+                update(job)
+                .where(
+                    job.c.deadline_at < now,
+                    job.c.triaged_at.is_(None),
+                    job.c.overdue_at.is_(None),
+                    job.c.purpose == "triage",
+                    or_(job.c.state != JobState.RUNNING, job.c.lease_until < now),
+                )
+                .values(overdue_at=now)
+                .returning(job.c.id, job.c.route, job.c.state)
+            )
+            return [
+                Overdue(
+                    row.id, row.route, Stage.OUTBOX if row.state == JobState.DONE else Stage.QUEUE
+                )
+                for row in rows
+            ]
+
+        return self._db.write(run)
+
+    def next_deadline_at(self) -> float | None:
+        """When the next deadline passes."""
+        with self._db.read() as connection:
+            return earliest(
+                connection,
+                select(func.min(job.c.deadline_at)).where(
+                    job.c.triaged_at.is_(None),
+                    job.c.overdue_at.is_(None),
+                    job.c.purpose == "triage",
+                ),
+            )
+
+    def depths(self) -> Depths:
+        """Queue lengths and ages."""
+        now = self._db.now()
+        with self._db.read() as connection:
+            waiting = connection.execute(
+                select(func.count(), func.min(candidate.c.first_at)).where(
+                    candidate.c.state == CandidateState.WAITING
+                )
+            ).one()
+            held = connection.scalar(
+                select(func.count()).where(candidate.c.state == CandidateState.HELD)
+            )
+            jobs = {
+                row.state: (row.n, row.oldest)
+                for row in connection.execute(
+                    select(
+                        job.c.state,
+                        func.count().label("n"),
+                        func.min(job.c.ready_at).label("oldest"),
+                    )
+                    .where(job.c.state.in_([JobState.QUEUED, JobState.RUNNING]))
+                    .group_by(job.c.state)
+                )
+            }
+            failed = connection.scalar(
+                select(func.count()).select_from(job).where(job.c.state == JobState.FAILED)
+            )
+            outgoing = connection.execute(
+                select(
+                    delivery.c.destination,
+                    delivery.c.state,
+                    func.count().label("n"),
+                    func.min(delivery.c.queued_at).label("oldest"),
+                )
+                .where(delivery.c.state.not_in([DeliveryState.SENT, DeliveryState.SKIPPED]))
+                .group_by(delivery.c.destination, delivery.c.state)
+            ).all()
+            quarantined = connection.scalar(
+                select(func.count()).where(instance.c.disposition == Disposition.QUARANTINED)
+            )
+        outbox: dict[str, int] = {}
+        dead: dict[str, int] = {}
+        oldest_outbox = now
+        for row in outgoing:
+            box = dead if row.state == DeliveryState.DEAD else outbox
+            box[row.destination] = box.get(row.destination, 0) + row.n
+            if box is outbox:
+                oldest_outbox = min(oldest_outbox, row.oldest)
+        queued = jobs.get(JobState.QUEUED, (0, now))
+        running = jobs.get(JobState.RUNNING, (0, now))
+        return Depths(
+            rows={
+                "waiting": int(waiting[0]),
+                "held": int(held or 0),
+                "queued": queued[0],
+                "running": running[0],
+                "failed": int(failed or 0),
+                "outbox": sum(outbox.values()),
+            },
+            oldest_s={
+                "waiting": now - waiting[1] if waiting[0] else 0.0,
+                "queued": now - queued[1],
+                "running": now - running[1],
+                "outbox": now - oldest_outbox,
+            },
+            outbox=outbox,
+            dead=dead,
+            quarantined=int(quarantined or 0),
+        )
+
+    # -------------------------------------------------------------- retention
+
+    def expire(self, keep_days: float) -> list[str]:
+        """Forget the bytes that nobody needs any more; gives their spool keys.
+
+        A result may go when it is older than `keep_days` and sent, skipped or never to be sent
+        everywhere; an instance when it is as old and no unit that waits, runs or failed, and no
+        object still to be sent, needs it. The hashes stay in the ledger.
+        """
+        before = (datetime.now(UTC) - timedelta(days=keep_days)).isoformat(timespec="microseconds")
+
+        def run(connection: Connection) -> list[str]:
+            unsent = select(delivery.c.result_id).where(
+                delivery.c.state.not_in([DeliveryState.SENT, DeliveryState.SKIPPED])
+            )
+            keys = _release(
+                connection,
+                select(result.c.id).where(
+                    result.c.spool_key.is_not(None),
+                    result.c.created_utc < before,
+                    result.c.id.not_in(unsent),
+                ),
+                result,
+            )
+            needed = (
+                select(member.c.instance_id)
+                .join(candidate, candidate.c.id == member.c.candidate_id)
+                .outerjoin(job, job.c.candidate_id == candidate.c.id)
+                .where(
+                    or_(
+                        candidate.c.state != CandidateState.READY,
+                        job.c.state != JobState.DONE,
+                        job.c.id.in_(
+                            select(delivery.c.job_id).where(
+                                delivery.c.state.not_in([DeliveryState.SENT, DeliveryState.SKIPPED])
+                            )
+                        ),
+                    )
+                )
+            )
+            keys += _release(
+                connection,
+                select(instance.c.id).where(
+                    instance.c.spool_key.is_not(None),
+                    instance.c.received_utc < before,
+                    instance.c.id.not_in(needed),
+                ),
+                instance,
+            )
+            return keys
+
+        return self._db.write(run)
+
+    def is_known_key(self, key: str) -> bool:
+        """Whether an instance or a result owns these bytes."""
+        with self._db.read() as connection:
+            found = connection.scalar(
+                select(func.count()).select_from(
+                    union_all(
+                        select(instance.c.id).where(instance.c.spool_key == key),
+                        select(result.c.id).where(result.c.spool_key == key),
+                    ).subquery()
+                )
+            )
+        return bool(found)
+
+    # -------------------------------------------------------------- views
+
+    def why(self, uid: str) -> list[dict[str, object]]:
+        """Everything known about a study, series, SOP instance or result, oldest first."""
+        with self._db.read() as connection:
+            instances = _rows(
+                connection,
+                select(
+                    instance.c.id,
+                    instance.c.sop_instance_uid,
+                    instance.c.series_instance_uid,
+                    instance.c.disposition,
+                    instance.c.received_utc,
+                    instance.c.duplicates,
+                    instance.c.trace,
+                ).where(
+                    or_(
+                        instance.c.study_instance_uid == uid,
+                        instance.c.series_instance_uid == uid,
+                        instance.c.sop_instance_uid == uid,
+                    )
+                ),
+            )
+            units = _rows(
+                connection,
+                select(
+                    candidate.c.unit_key,
+                    candidate.c.route,
+                    candidate.c.state,
+                    candidate.c.fired,
+                    job.c.id.label("job"),
+                    job.c.state.label("job_state"),
+                    job.c.purpose,
+                    job.c.note,
+                )
+                .outerjoin(job, job.c.candidate_id == candidate.c.id)
+                .where(
+                    candidate.c.id.in_(
+                        select(member.c.candidate_id).where(
+                            member.c.instance_id.in_([row["id"] for row in instances])
+                        )
+                    )
+                ),
+            )
+            deliveries = _rows(
+                connection,
+                select(
+                    result.c.kind,
+                    result.c.sop_instance_uid,
+                    delivery.c.id.label("delivery"),
+                    delivery.c.destination,
+                    delivery.c.state,
+                    delivery.c.attempts,
+                    delivery.c.reason,
+                )
+                .join(delivery, delivery.c.result_id == result.c.id)
+                .where(
+                    or_(
+                        result.c.job_id.in_([row["job"] for row in units if row["job"]]),
+                        result.c.sop_instance_uid == uid,
+                    )
+                ),
+            )
+        return [*instances, *units, *deliveries]
+
+    def job_rows(self, states: tuple[str, ...] = ()) -> list[dict[str, object]]:
+        """Jobs in these states (all when empty), newest first, at most 200."""
+        query = select(
+            job.c.id,
+            job.c.route,
+            job.c.model,
+            job.c.purpose,
+            job.c.priority,
+            job.c.state,
+            job.c.attempts,
+            job.c.note,
+            (job.c.triaged_at - job.c.ready_at).label("triage_s"),
+        ).order_by(job.c.id.desc())
+        if states:
+            query = query.where(job.c.state.in_(states))
+        with self._db.read() as connection:
+            return _rows(connection, query.limit(200))
+
+    def delivery_rows(self, states: tuple[str, ...] = ()) -> list[dict[str, object]]:
+        """Deliveries in these states (all when empty), newest first, at most 200."""
+        query = (
+            select(
+                delivery.c.id,
+                delivery.c.destination,
+                result.c.kind,
+                result.c.sop_instance_uid,
+                delivery.c.state,
+                delivery.c.attempts,
+                delivery.c.status,
+                delivery.c.reason,
+            )
+            .join(result, result.c.id == delivery.c.result_id)
+            .order_by(delivery.c.id.desc())
+        )
+        if states:
+            query = query.where(delivery.c.state.in_(states))
+        with self._db.read() as connection:
+            return _rows(connection, query.limit(200))
+
+    def events(self, limit: int = 50) -> list[dict[str, object]]:
+        """The history's newest lines."""
+        with self._db.read() as connection:
+            return _rows(connection, select(event).order_by(event.c.id.desc()).limit(limit))
+
+
+def _rows(connection: Connection, query: Select[tuple[object, ...]]) -> list[dict[str, object]]:
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def _release(connection: Connection, expired: Select[tuple[int]], table: Table) -> list[str]:
+    """Take the spool keys off the expired rows of a table and give them."""
+    rows = connection.execute(
+        select(table.c.id, table.c.spool_key).where(table.c.id.in_(expired))
+    ).all()
+    connection.execute(
+        update(table).where(table.c.id.in_([row.id for row in rows])).values(spool_key=None)
+    )
+    return [str(row.spool_key) for row in rows]
