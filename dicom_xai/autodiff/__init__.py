@@ -1,0 +1,26 @@
+"""ONNX in, ONNX that explains itself out. Knows no DICOM and no runtime.
+
+::
+
+    compile(model, method)          compiler.py   the whole, on one page
+      Facts                         prepare.py    types, shapes, constants, whatever the free sizes
+      explained_scores, ...         layers.py     which score, image and layer
+      select.choose                 select.py     which class: target, seed, or the best k
+      pull_back                     backward.py   the walk; expand.py for operators without a rule
+        GRADIENT                    rules/        one function per operator
+        Graph, Tensor               emit.py       writes the nodes
+      METHODS                       methods/      from gradients to maps
+      check_untouched               check.py      the vendor's part is byte for byte the vendor's
+
+Only onnx and numpy are needed::
+
+    from dicom_xai.autodiff import compile
+
+    compiled = compile(onnx.load("model.onnx"), "grad-cam")
+    onnx.save(compiled.model, "explained.onnx")
+"""
+
+from .compiler import COMPILER_VERSION, Compiled, Report, compile
+from .select import BySeed, ByTarget, TopClasses
+
+__all__ = ["COMPILER_VERSION", "BySeed", "ByTarget", "Compiled", "Report", "TopClasses", "compile"]

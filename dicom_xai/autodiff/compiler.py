@@ -1,0 +1,194 @@
+"""Compiles a model and an explanation of it into one graph.
+
+The vendor's nodes stay as they are; the vector-Jacobian product and the map are written after
+them as standard ONNX nodes, so one run of any ONNX runtime gives prediction and heatmap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+from onnx import TensorProto, helper
+
+from ..errors import ConfigError
+from .backward import pull_back
+from .check import check_untouched
+from .emit import Graph, Tensor
+from .layers import explained_scores, image_input, is_pooled_linear, target_layer
+from .methods import METHODS
+from .select import ByTarget, Chosen, Selection
+
+COMPILER_VERSION = "1"
+"""Changes whenever a compiled file could; part of the key under which compiled files are kept."""
+
+POOLED_EQUALS = {"grad-cam": ("cam", "xgrad-cam", "hires-cam")}
+"""Methods that agree where the score is the pooled layer through one affine map."""
+
+ATTRIBUTION = "attribution"
+ATTRIBUTION_CLASS = "attribution_class"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was compiled.
+
+    Attributes
+    ----------
+    method : str
+    output : str
+        The tensor that is explained: the score before a final sigmoid or softmax.
+    layer : str
+        The tensor whose grid the map has.
+    layer_shape : tuple of int or None
+        Its shape, None for sizes that the model leaves free.
+    backward : tuple of str
+        Names of the nodes that were added.
+    equals : tuple of str
+        Methods that give the same map on this model, up to a positive factor: no independent
+        evidence.
+    warnings : tuple of str
+        What a reader of the map has to know.
+    """
+
+    method: str
+    output: str
+    layer: str
+    layer_shape: tuple[int | None, ...]
+    backward: tuple[str, ...]
+    equals: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A model that explains itself, and the report of how it was made."""
+
+    model: onnx.ModelProto
+    report: Report
+
+
+def compile(
+    model: onnx.ModelProto,
+    method: str = "grad-cam",
+    *,
+    select: Selection = ByTarget(),  # noqa: B008
+    layer: str = "auto",
+    output: str | None = None,
+    image: str | None = None,
+) -> Compiled:
+    """Append an explanation to a model.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        Opset 13 or later; is not changed. Free sizes other than the batch should be fixed.
+    method : str
+        A key of `METHODS`.
+    select : ByTarget, BySeed or TopClasses
+        How the explained class is found; see each for the input or output that it adds.
+    layer : str
+        Tensor or node that a CAM method looks at; ``auto`` takes the last one before pooling.
+    output : str, optional
+        Name of the explained output; the first by default. A final sigmoid or softmax is left out:
+        the score before it is explained.
+    image : str, optional
+        Name of the input that holds the image; by default the first with real values and three or
+        more axes.
+
+    Returns
+    -------
+    Compiled
+        The model keeps its nodes, inputs and outputs. Added: the selection's input or output, and
+        `attribution`, float32 ``(batch, maps, *spatial)`` on the grid of the layer, raw: in the
+        score's unit, not scaled per image.
+
+    Raises
+    ------
+    UnsupportedOperatorError
+        An operator between score and layer has no right derivative; the message names it.
+    ConfigError
+        The model's form, the method, the layer or the output do not fit; the message says what to
+        change.
+
+    Examples
+    --------
+    >>> compiled = compile(onnx.load("chest.onnx"), "grad-cam")
+    >>> onnx.save(compiled.model, "explained.onnx")
+    """
+    if method not in METHODS:
+        raise ConfigError(f"there is no method {method!r}; known: {', '.join(METHODS)}")
+    for name in (ATTRIBUTION, ATTRIBUTION_CLASS):
+        if any(name in node.output for node in model.graph.node):
+            raise ConfigError(f"the model has a tensor {name!r} of its own; rename it in the model")
+    graph = Graph(model)
+    scores = explained_scores(graph, output)
+    picture = image_input(graph, image)
+    looked_at = target_layer(graph, scores, picture, layer)
+    chosen = select.choose(graph, scores)
+    maps = [one_map(graph, method, scores.tensor, seed, looked_at) for seed in chosen.seeds]
+    ends = {ATTRIBUTION: graph.concat(maps, 1).cast(TensorProto.FLOAT)}
+    if chosen.classes is not None:
+        ends[ATTRIBUTION_CLASS] = chosen.classes
+    compiled, added = assemble(graph, chosen, ends, picture)
+    check_untouched(model, compiled)
+    report = Report(
+        method=method,
+        output=scores.tensor.name,
+        layer=looked_at.name,
+        layer_shape=looked_at.shape,
+        backward=tuple(node.name for node in added),
+        equals=POOLED_EQUALS[method] if is_pooled_linear(graph, looked_at, scores) else (),
+        warnings=(),
+    )
+    return Compiled(compiled, report)
+
+
+def one_map(graph: Graph, method: str, score: Tensor, seed: Tensor, looked_at: Tensor) -> Tensor:
+    """The map of one cotangent."""
+    way = METHODS[method]
+    found = pull_back(
+        graph, graph.model.graph.node, {score.name: seed}, [looked_at.name], way.rules
+    )
+    if looked_at.name not in found:
+        raise ConfigError(
+            f"no derivative of {score.name!r} reaches {looked_at.name!r}: the model rounds or "
+            "compares in between; name another layer or output"
+        )
+    return way.make(looked_at, found[looked_at.name])
+
+
+def assemble(
+    graph: Graph, chosen: Chosen, ends: dict[str, Tensor], picture: Tensor
+) -> tuple[onnx.ModelProto, list[onnx.NodeProto]]:
+    """The model with what was written and is needed, and the added nodes."""
+    named = [
+        helper.make_node("Identity", [tensor.name], [name], name=f"{graph.prefix}{name}")
+        for name, tensor in ends.items()
+    ]
+    needed = {name for node in named for name in node.input}
+    added = named[::-1]
+    for node in reversed(graph.nodes):
+        if any(name in needed for name in node.output):
+            needed.update(node.input)
+            added.append(node)
+    added.reverse()
+    compiled = onnx.ModelProto()
+    compiled.CopyFrom(graph.model)
+    compiled.graph.node.extend(added)
+    compiled.graph.initializer.extend(item for item in graph.initializers if item.name in needed)
+    for tensor in chosen.inputs:
+        compiled.graph.input.append(described(graph, tensor.name, tensor, picture))
+    for name, tensor in ends.items():
+        compiled.graph.output.append(described(graph, name, tensor, picture))
+    return compiled, added
+
+
+def described(graph: Graph, name: str, tensor: Tensor, picture: Tensor) -> onnx.ValueInfoProto:
+    """A new input or output; its free batch axis bears the name that the image's has."""
+    first = next(item for item in graph.model.graph.input if item.name == picture.name)
+    batch = first.type.tensor_type.shape.dim[0].dim_param or None
+    sizes = [
+        batch if axis == 0 and size is None else size for axis, size in enumerate(tensor.shape)
+    ]
+    return helper.make_tensor_value_info(name, tensor.dtype, sizes)

@@ -1,0 +1,362 @@
+"""Writes the new nodes: tensors that add and multiply, each operation one standard node.
+
+Rules say ``g * y * (1 - y)`` and get nodes that fit the model's opset, its element type and its
+free sizes. Equal nodes are written once, and what depends on constants alone becomes an
+initializer. Operators whose schema keeps changing (Pad, ConstantOfShape, Size) are not offered:
+execution providers lag behind them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from .prepare import Array, Facts, Shape
+
+INT64_MAX = np.iinfo(np.int64).max
+FOLD_ELEMENTS = 4096
+"""A constant result may be at most so large, or as large as what it is made of."""
+
+Operand = "Tensor | float | int"
+
+
+class Tensor:
+    """A tensor of the graph, old or new; arithmetic on it writes nodes.
+
+    Sizes that follow a free size of the model are None in `shape`.
+    """
+
+    def __init__(self, graph: Graph, name: str) -> None:
+        self.graph = graph
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.name!r}, shape={self.graph.facts.shape(self.name)})"
+
+    @property
+    def dtype(self) -> int:
+        """Element type, as in onnx.TensorProto."""
+        return self.graph.facts.dtype(self.name)
+
+    @property
+    def shape(self) -> Shape:
+        """Static sizes; None for one that follows a free size of the model."""
+        shape = self.graph.facts.shape(self.name)
+        if shape is None:
+            raise UnknownShapeError(self.name)
+        return shape
+
+    @property
+    def rank(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def value(self) -> Array | None:
+        """The value, where it is the same in every run."""
+        return self.graph.facts.constant(self.name)
+
+    def size(self, axis: int) -> int:
+        """The static size of an axis."""
+        found = self.shape[axis]
+        if found is None:
+            raise UnknownShapeError(self.name)
+        return found
+
+    def __add__(self, other: Tensor | float) -> Tensor:
+        return self._binary("Add", self, other)
+
+    def __radd__(self, other: float) -> Tensor:
+        return self._binary("Add", other, self)
+
+    def __sub__(self, other: Tensor | float) -> Tensor:
+        return self._binary("Sub", self, other)
+
+    def __rsub__(self, other: float) -> Tensor:
+        return self._binary("Sub", other, self)
+
+    def __mul__(self, other: Tensor | float) -> Tensor:
+        return self._binary("Mul", self, other)
+
+    def __rmul__(self, other: float) -> Tensor:
+        return self._binary("Mul", other, self)
+
+    def __truediv__(self, other: Tensor | float) -> Tensor:
+        return self._binary("Div", self, other)
+
+    def __rtruediv__(self, other: float) -> Tensor:
+        return self._binary("Div", other, self)
+
+    def __pow__(self, other: Tensor | float) -> Tensor:
+        return self._binary("Pow", self, other)
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        return self.graph.op("MatMul", self, other)
+
+    def __neg__(self) -> Tensor:
+        return self.graph.op("Neg", self)
+
+    def __gt__(self, other: Tensor | float) -> Tensor:
+        return self._binary("Greater", self, other)
+
+    def __lt__(self, other: Tensor | float) -> Tensor:
+        return self._binary("Less", self, other)
+
+    def __and__(self, other: Tensor) -> Tensor:
+        return self.graph.op("And", self, other)
+
+    def __or__(self, other: Tensor) -> Tensor:
+        return self.graph.op("Or", self, other)
+
+    def equals(self, other: Tensor | float) -> Tensor:
+        """Elementwise ``==``, a boolean tensor."""
+        return self._binary("Equal", self, other)
+
+    def _binary(self, op_type: str, left: Tensor | float, right: Tensor | float) -> Tensor:
+        operands = (
+            item if isinstance(item, Tensor) else self.graph.scalar(item, self.dtype)
+            for item in (left, right)
+        )
+        return self.graph.op(op_type, *operands)
+
+    def cast(self, dtype: int) -> Tensor:
+        """The same values as another element type."""
+        return self if dtype == self.dtype else self.graph.op("Cast", self, to=dtype)
+
+    def sum(self, axes: Sequence[int], *, keep: bool = True) -> Tensor:
+        """Sum over `axes`."""
+        if not len(axes):
+            return self
+        return self.graph.op("ReduceSum", self, self.graph.ints(axes), keepdims=int(keep))
+
+    def mean(self, axes: Sequence[int], *, keep: bool = True) -> Tensor:
+        """Mean over `axes`."""
+        return self._reduce("ReduceMean", axes, keep)
+
+    def max(self, axes: Sequence[int], *, keep: bool = True) -> Tensor:
+        """Maximum over `axes`."""
+        return self._reduce("ReduceMax", axes, keep)
+
+    def _reduce(self, op_type: str, axes: Sequence[int], keep: bool) -> Tensor:
+        if self.graph.facts.opset < 18:
+            return self.graph.op(op_type, self, axes=list(axes), keepdims=int(keep))
+        return self.graph.op(op_type, self, self.graph.ints(axes), keepdims=int(keep))
+
+    def transpose(self, order: Sequence[int]) -> Tensor:
+        """The axes in another order."""
+        if list(order) == sorted(order):
+            return self
+        return self.graph.op("Transpose", self, perm=list(order))
+
+    def reshape(self, *sizes: int) -> Tensor:
+        """Another shape; 0 keeps the size at that place, -1 takes what is left."""
+        if self.graph.facts.shape(self.name) == sizes:
+            return self
+        return self.graph.op("Reshape", self, self.graph.ints(sizes))
+
+    def reshape_like(self, other: Tensor) -> Tensor:
+        """The shape of `other`, which holds as many elements."""
+        graph = self.graph
+        if graph.facts.shapes(self.name) == graph.facts.shapes(other.name):
+            return self
+        if other.shape.count(None) <= 1:
+            return self.reshape(*(-1 if size is None else size for size in other.shape))
+        return graph.op("Reshape", self, graph.op("Shape", other))
+
+    def expand_like(self, other: Tensor) -> Tensor:
+        """Repeated along axes of size 1 until the shape is that of `other`."""
+        graph = self.graph
+        mine, wanted = graph.facts.shapes(self.name), graph.facts.shapes(other.name)
+        if mine == wanted:
+            return self
+        sizes = [
+            1 if graph.agrees(self, axis - other.rank, other, axis - other.rank) else size
+            for axis, size in enumerate(other.shape)
+        ]
+        if None in sizes:
+            return graph.op("Expand", self, graph.op("Shape", other))
+        return graph.op("Expand", self, graph.ints([size for size in sizes if size is not None]))
+
+    def unsqueeze(self, *axes: int) -> Tensor:
+        """New axes of size 1 at `axes` of the result."""
+        return self.graph.op("Unsqueeze", self, self.graph.ints(axes))
+
+    def slice(self, axis: int, start: int, stop: int = INT64_MAX, step: int = 1) -> Tensor:
+        """``start:stop:step`` along one axis."""
+        ints = self.graph.ints
+        return self.graph.op("Slice", self, ints([start]), ints([stop]), ints([axis]), ints([step]))
+
+
+class UnknownShapeError(Exception):
+    """A rule asked for a size that is not static; the walk turns it into a refusal."""
+
+
+class Graph:
+    """A model's graph and the nodes that are written after it.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        Is read only.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.facts = Facts(model)
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.prefix = free_prefix(model)
+        self._written: dict[Any, tuple[Tensor, ...]] = {}
+        self._constants: dict[Any, Tensor] = {}
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor of the graph by its name."""
+        return Tensor(self, name)
+
+    def constant(self, array: Array) -> Tensor:
+        """An array as an initializer; equal arrays are stored once."""
+        array = np.ascontiguousarray(array).reshape(array.shape)
+        key = (array.dtype.str, str(array.dtype), array.shape, array.tobytes())
+        if key not in self._constants:
+            proto = numpy_helper.from_array(array, f"{self.prefix}constant_{len(self._constants)}")
+            self.initializers.append(proto)
+            self.facts.add_constant(proto)
+            self._constants[key] = Tensor(self, proto.name)
+        return self._constants[key]
+
+    def scalar(self, value: float, dtype: int) -> Tensor:
+        """A number as an initializer of rank 0."""
+        return self.constant(np.array(value, helper.tensor_dtype_to_np_dtype(dtype)))
+
+    def ints(self, values: Sequence[int]) -> Tensor:
+        """Integers as an int64 initializer of rank 1."""
+        return self.constant(np.array(values, np.int64))
+
+    def op(self, op_type: str, *inputs: Tensor | None, **attributes: Any) -> Tensor:
+        """Write a node with one output."""
+        return self.ops(op_type, *inputs, outputs=1, **attributes)[0]
+
+    def ops(
+        self,
+        op_type: str,
+        *inputs: Tensor | None,
+        outputs: int,
+        domain: str = "",
+        **attributes: Any,
+    ) -> tuple[Tensor, ...]:
+        """Write a node, or find the equal one that was written before.
+
+        Parameters
+        ----------
+        op_type : str
+            A standard operator.
+        *inputs : Tensor or None
+            None leaves an optional input out.
+        outputs : int
+            How many outputs are asked for.
+        domain : str
+            Empty for standard operators.
+        **attributes
+            The node's attributes; None leaves one out.
+        """
+        names = [item.name if item is not None else "" for item in inputs]
+        while names and not names[-1]:
+            names.pop()
+        given = {key: item for key, item in attributes.items() if item is not None}
+        label = f"{self.prefix}{op_type}_{len(self._written)}"
+        ends = [f"{label}:{index}" for index in range(outputs)] if outputs > 1 else [label]
+        node = helper.make_node(op_type, names, ends, name=label, domain=domain, **given)
+        described = sorted(item.SerializeToString(deterministic=True) for item in node.attribute)
+        key = (domain, op_type, tuple(names), tuple(described), outputs)
+        if key not in self._written:
+            self._written[key] = self._write(node)
+        return self._written[key]
+
+    def copy(self, node: onnx.NodeProto) -> None:
+        """Write a node as it stands; its outputs must have new names."""
+        self.facts.learn(node)
+        self.nodes.append(node)
+
+    def agrees(self, one: Tensor, axis: int, other: Tensor, other_axis: int) -> bool:
+        """Whether two axes, counted from the end, always have the same size."""
+        pairs = zip(self.facts.shapes(one.name), self.facts.shapes(other.name), strict=True)
+        return all(
+            a is not None and b is not None
+            and -axis <= len(a) and -other_axis <= len(b)
+            and a[axis] is not None and a[axis] == b[other_axis]
+            for a, b in pairs
+        )  # fmt: skip
+
+    def where(self, condition: Tensor, yes: Tensor | float, no: Tensor | float) -> Tensor:
+        """``yes`` where the condition holds, else ``no``; at least one is a tensor."""
+        dtype = next(item.dtype for item in (yes, no) if isinstance(item, Tensor))
+        chosen = (
+            item if isinstance(item, Tensor) else self.scalar(item, dtype) for item in (yes, no)
+        )
+        return self.op("Where", condition, *chosen)
+
+    def concat(self, parts: Sequence[Tensor], axis: int) -> Tensor:
+        """Parts joined along an axis."""
+        return parts[0] if len(parts) == 1 else self.op("Concat", *parts, axis=axis)
+
+    def split(self, whole: Tensor, sizes: Sequence[int], axis: int) -> tuple[Tensor, ...]:
+        """A tensor cut along an axis into parts of the given sizes."""
+        if len(sizes) == 1:
+            return (whole,)
+        return self.ops("Split", whole, self.ints(sizes), outputs=len(sizes), axis=axis)
+
+    def _write(self, node: onnx.NodeProto) -> tuple[Tensor, ...]:
+        self.facts.learn(node)
+        made = tuple(Tensor(self, name) for name in node.output)
+        if self._is_foldable(node):
+            values = [item.value for item in made]
+            if all(value is not None for value in values):
+                return tuple(self.constant(value) for value in values if value is not None)
+        self.nodes.append(node)
+        return made
+
+    def _is_foldable(self, node: onnx.NodeProto) -> bool:
+        sizes = [elements(self.facts.shape(name)) for name in (*node.input, *node.output) if name]
+        known = [size for size in sizes if size is not None]
+        if len(known) < len(sizes):
+            return False
+        into = known[-len(node.output) :]
+        return max(into) <= max([FOLD_ELEMENTS, *known[: -len(into)]])
+
+
+def elements(shape: Shape | None) -> int | None:
+    """How many elements a static shape holds; None for one that is not static."""
+    if shape is None or None in shape:
+        return None
+    return math.prod(size for size in shape if size is not None)
+
+
+def free_prefix(model: onnx.ModelProto) -> str:
+    """A name prefix that no tensor or node of the model has."""
+    taken = {name for node in model.graph.node for name in (*node.input, *node.output, node.name)}
+    taken |= {item.name for item in (*model.graph.input, *model.graph.initializer)}
+    prefix = "explain/"
+    while any(name.startswith(prefix) for name in taken):
+        prefix = "_" + prefix
+    return prefix
+
+
+def attributes_of(node: onnx.NodeProto) -> Mapping[str, Any]:
+    """A node's attributes as Python values; text is str."""
+    found = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    return {key: item.decode() if isinstance(item, bytes) else item for key, item in found.items()}
+
+
+def is_float(dtype: int) -> bool:
+    """Whether gradients of this element type exist."""
+    return dtype in (
+        TensorProto.FLOAT,
+        TensorProto.DOUBLE,
+        TensorProto.FLOAT16,
+        TensorProto.BFLOAT16,
+    )

@@ -1,0 +1,277 @@
+"""What can be known about a graph before it runs: types, shapes, constants.
+
+A vendor's graph rarely says how large its tensors are, and a rule that guessed would give wrong
+numbers. So the graph is looked at in two *worlds*, which differ only in the sizes that the model
+leaves free (batch 2 and batch 3). Node by node, shape inference and the evaluation of everything
+that follows from sizes and initializers alone make both worlds concrete. What is equal in both is
+static; what differs follows a free size and is read at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import defs, helper, numpy_helper, shape_inference
+from onnx.reference import ReferenceEvaluator
+
+from ..errors import ConfigError
+
+Array = npt.NDArray[np.generic]
+Shape = tuple[int | None, ...]
+
+BATCH_SIZES = (2, 3)
+OTHER_SIZES = (224, 256)
+"""What the two worlds put for a free batch axis, and for any other free axis."""
+
+OLDEST_OPSET = 13
+"""ReduceSum, Squeeze and Unsqueeze take their axes as an input from here on."""
+
+HINT_ELEMENTS = 1024
+"""Values up to this size are shown to shape inference (shapes, axes, scales)."""
+
+RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
+     "Multinomial"}
+)  # fmt: skip
+
+
+class World:
+    """A graph at one choice of its free sizes.
+
+    Parameters
+    ----------
+    opsets : mapping of str to int
+        Version by domain.
+    ir_version : int
+    initializers : mapping of str to onnx.TensorProto
+    """
+
+    def __init__(
+        self,
+        opsets: Mapping[str, int],
+        ir_version: int,
+        initializers: Mapping[str, onnx.TensorProto],
+    ) -> None:
+        self.opsets = dict(opsets)
+        self.ir_version = ir_version
+        self.types: dict[str, onnx.TypeProto] = {}
+        self.values: dict[str, Array] = {}
+        self._protos = dict(initializers)
+        self._producers: dict[str, onnx.NodeProto] = {}
+        for name, proto in initializers.items():
+            self.types[name] = helper.make_tensor_type_proto(proto.data_type, list(proto.dims))
+
+    def shape(self, name: str) -> Shape | None:
+        """Sizes of a tensor, None for one that depends on data, None in all for an unknown rank."""
+        kind = self.types.get(name)
+        if (
+            kind is None
+            or not kind.HasField("tensor_type")
+            or not kind.tensor_type.HasField("shape")
+        ):
+            return None
+        return tuple(
+            dim.dim_value if dim.HasField("dim_value") else None
+            for dim in kind.tensor_type.shape.dim
+        )
+
+    def is_known(self, name: str) -> bool:
+        """Whether the value follows from sizes and initializers alone."""
+        return name in self.values or name in self._protos or name in self._producers
+
+    def value(self, name: str) -> Array:
+        """The value of a known tensor; worked out on first use."""
+        if name not in self.values:
+            if name in self._protos:
+                self.values[name] = numpy_helper.to_array(self._protos[name])
+            else:
+                self._evaluate(self._producers[name])
+        return self.values[name]
+
+    def add_constant(self, proto: onnx.TensorProto) -> None:
+        """Take an initializer in."""
+        self._protos[proto.name] = proto
+        self.types[proto.name] = helper.make_tensor_type_proto(proto.data_type, list(proto.dims))
+
+    def learn(self, node: onnx.NodeProto) -> None:
+        """Work out the types of a node's outputs, and note whether their values are known.
+
+        Raises
+        ------
+        ConfigError
+            The node contradicts itself at these sizes.
+        """
+        self._infer(node)
+        inputs = [name for name in node.input if name]
+        if node.op_type in ("Shape", "Size"):
+            dims = self.shape(inputs[0])
+            if dims is not None and None not in dims:
+                self._learn_size(node, [dim for dim in dims if dim is not None])
+        elif (
+            node.op_type not in RANDOM
+            and not any(item.HasField("g") for item in node.attribute)
+            and all(self.is_known(name) for name in inputs)
+        ):
+            self._producers.update((name, node) for name in node.output if name)
+
+    def _learn_size(self, node: onnx.NodeProto, dims: list[int]) -> None:
+        if node.op_type == "Size":
+            value = np.array(int(np.prod(dims)), np.int64)
+        else:
+            span = {item.name: item.i for item in node.attribute}
+            value = np.array(dims[span.get("start", 0) : span.get("end", len(dims))], np.int64)
+        self.values[node.output[0]] = value
+
+    def _infer(self, node: onnx.NodeProto) -> None:
+        if not defs.has(node.op_type, node.domain):
+            return
+        inputs = [name for name in node.input if name]
+        if any(name not in self.types for name in inputs):
+            return
+        schema = defs.get_schema(node.op_type, self.opsets[node.domain], node.domain)
+        hints = {name: numpy_helper.from_array(self.value(name), name) for name in inputs
+                 if self._is_hint(name)}  # fmt: skip
+        imports = [helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
+        try:
+            found = shape_inference.infer_node_outputs(
+                schema,
+                node,
+                {name: self.types[name] for name in inputs},
+                hints,
+                opset_imports=imports,
+                ir_version=self.ir_version,
+            )
+        except shape_inference.InferenceError as error:
+            raise ConfigError(
+                f"{node.op_type} at node {node_label(node)!r} does not fit its inputs' shapes "
+                f"{[self.shape(name) for name in inputs]}: fix the model's free input sizes "
+                f"(export it with the sizes it will be run at) and compile again"
+            ) from error
+        self.types.update(found)
+
+    def _is_hint(self, name: str) -> bool:
+        dims = self.shape(name)
+        return (
+            self.is_known(name)
+            and dims is not None
+            and None not in dims
+            and len(dims) <= 1
+            and int(np.prod([dim or 0 for dim in dims])) <= HINT_ELEMENTS
+        )
+
+    def _evaluate(self, node: onnx.NodeProto) -> None:
+        inputs = sorted({name for name in node.input if name})
+        outputs = [name for name in node.output if name]
+        imports = [helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
+        function = helper.make_function("", "one", inputs, outputs, [node], imports)
+        feeds = {name: self.value(name) for name in inputs}
+        with np.errstate(all="ignore"):
+            results = ReferenceEvaluator(function).run(None, feeds)
+        self.values.update(zip(outputs, map(np.asarray, results), strict=True))
+
+
+class Facts:
+    """What holds for a graph whatever its free sizes are.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+
+    Raises
+    ------
+    ConfigError
+        The opset is older than 13, or the graph contradicts itself.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.opsets = {
+            "" if item.domain == "ai.onnx" else item.domain: item.version
+            for item in model.opset_import
+        }
+        self.opset = self.opsets.get("", 0)
+        if self.opset < OLDEST_OPSET:
+            raise ConfigError(
+                f"the model imports opset {self.opset}; {OLDEST_OPSET} or later is needed: "
+                f"convert it with onnx.version_converter.convert_version(model, {OLDEST_OPSET})"
+            )
+        initializers = {item.name: item for item in model.graph.initializer}
+        self._worlds = tuple(
+            World(self.opsets, model.ir_version, initializers) for _ in BATCH_SIZES
+        )
+        batch_names = {batch_name(item) for item in model.graph.input}
+        for index, world in enumerate(self._worlds):
+            for item in model.graph.input:
+                if item.name not in initializers:
+                    world.types[item.name] = sized(item, batch_names, index)
+        for node in model.graph.node:
+            self.learn(node)
+
+    def learn(self, node: onnx.NodeProto) -> None:
+        """Take one more node in, in topological order."""
+        for world in self._worlds:
+            world.learn(node)
+
+    def add_input(self, name: str, dtype: int, shapes: Iterable[Shape]) -> None:
+        """Take a new graph input in, by its shape in each world."""
+        for world, shape in zip(self._worlds, shapes, strict=True):
+            world.types[name] = helper.make_tensor_type_proto(dtype, shape)
+
+    def add_constant(self, proto: onnx.TensorProto) -> None:
+        """Take a new initializer in."""
+        for world in self._worlds:
+            world.add_constant(proto)
+
+    def has(self, name: str) -> bool:
+        """Whether the tensor's type is known."""
+        return all(
+            name in world.types and world.types[name].HasField("tensor_type")
+            for world in self._worlds
+        )
+
+    def dtype(self, name: str) -> int:
+        """The element type, as in onnx.TensorProto."""
+        return int(self._worlds[0].types[name].tensor_type.elem_type)
+
+    def shapes(self, name: str) -> tuple[Shape | None, ...]:
+        """The shape in each world."""
+        return tuple(world.shape(name) for world in self._worlds)
+
+    def shape(self, name: str) -> Shape | None:
+        """The sizes that hold always; None for one that follows a free size; None for no rank."""
+        first, second = self.shapes(name)
+        if first is None or second is None or len(first) != len(second):
+            return None
+        return tuple(a if a == b else None for a, b in zip(first, second, strict=True))
+
+    def constant(self, name: str) -> Array | None:
+        """The value of a tensor that is the same whatever is fed, else None."""
+        first, second = self._worlds
+        if not (first.is_known(name) and second.is_known(name)):
+            return None
+        one, other = first.value(name), second.value(name)
+        return one if one is other or np.array_equal(one, other) else None
+
+
+def node_label(node: onnx.NodeProto) -> str:
+    """A node's name, or its first output where it has none."""
+    return str(node.name or node.output[0])
+
+
+def batch_name(item: onnx.ValueInfoProto) -> str:
+    """The name of a free first axis, empty where it is fixed or nameless."""
+    dims = item.type.tensor_type.shape.dim
+    return str(dims[0].dim_param) if len(dims) else ""
+
+
+def sized(item: onnx.ValueInfoProto, batch_names: set[str], index: int) -> onnx.TypeProto:
+    """An input's type with every free size replaced by that of world `index`."""
+    kind = onnx.TypeProto()
+    kind.CopyFrom(item.type)
+    for axis, dim in enumerate(kind.tensor_type.shape.dim):
+        if not dim.HasField("dim_value") or dim.dim_value <= 0:
+            is_batch = axis == 0 or bool(dim.dim_param and dim.dim_param in batch_names)
+            dim.dim_value = (BATCH_SIZES if is_batch else OTHER_SIZES)[index]
+    return kind

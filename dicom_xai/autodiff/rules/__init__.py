@@ -1,0 +1,22 @@
+"""The derivative of every operator: one short function each, grouped by kind.
+
+``GRADIENT`` is the table. A rule is called as ``rule(call, *cotangents of the outputs)`` and gives
+the cotangents of the inputs; see `dicom_xai.autodiff.backward.Call` for what it sees. A new
+operator is one function, one line in its module's ``RULES`` and one line in the test table.
+"""
+
+from __future__ import annotations
+
+from ..backward import Rules
+from . import activation, elementwise, layout, linear, norm, pooling, reduce
+
+GRADIENT: Rules = {
+    **elementwise.RULES,
+    **activation.RULES,
+    **linear.RULES,
+    **pooling.RULES,
+    **reduce.RULES,
+    **layout.RULES,
+    **norm.RULES,
+}
+"""The plain gradient: vector-Jacobian products, checked against finite differences."""

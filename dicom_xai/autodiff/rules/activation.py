@@ -1,0 +1,159 @@
+"""Nonlinearities. Slopes come from the output where they can, so that Conv+Relu fusions survive."""
+
+from __future__ import annotations
+
+import math
+
+from ..backward import Call, Cotangents, Rules
+from ..emit import Tensor
+
+
+def relu(n: Call, g: Tensor) -> Cotangents:
+    """1[y > 0]."""
+    return n.graph.where(n.output() > 0, g, 0)
+
+
+def leaky_relu(n: Call, g: Tensor) -> Cotangents:
+    """1 where y > 0, else alpha; a negative alpha hides the sign of x in y."""
+    alpha = n.attribute("alpha", 0.01)
+    sign = n.output() if alpha >= 0 else n.input()
+    return n.graph.where(sign > 0, g, g * alpha)
+
+
+def prelu(n: Call, g: Tensor) -> Cotangents:
+    """1 where x > 0, else the slope, itself a possible source."""
+    x, slope = n.input(0), n.input(1)
+    is_positive = x > 0
+    return (
+        n.graph.where(is_positive, g, g * slope),
+        n.graph.where(is_positive, 0, g * x) if n.wanted[1] else None,
+    )
+
+
+def elu(n: Call, g: Tensor) -> Cotangents:
+    """1 where y > 0, else y + alpha; a negative alpha hides the sign of x in y."""
+    y, alpha = n.output(), n.attribute("alpha", 1.0)
+    sign = y if alpha >= 0 else n.input()
+    return n.graph.where(sign > 0, g, g * (y + alpha))
+
+
+def selu(n: Call, g: Tensor) -> Cotangents:
+    """gamma where x > 0, else y + alpha gamma."""
+    alpha = n.attribute("alpha", 1.67326319217681884765625)
+    gamma = n.attribute("gamma", 1.05070102214813232421875)
+    return n.graph.where(n.input() > 0, g * gamma, g * (n.output() + alpha * gamma))
+
+
+def celu(n: Call, g: Tensor) -> Cotangents:
+    """1 where x > 0, else exp(x / alpha) = y / alpha + 1."""
+    alpha = n.attribute("alpha", 1.0)
+    return n.graph.where(n.input() > 0, g, g * (n.output() / alpha + 1))
+
+
+def sigmoid(n: Call, g: Tensor) -> Cotangents:
+    """y (1 - y)."""
+    y = n.output()
+    return g * y * (1 - y)
+
+
+def tanh(n: Call, g: Tensor) -> Cotangents:
+    """1 - y^2."""
+    y = n.output()
+    return g * (1 - y * y)
+
+
+def softplus(n: Call, g: Tensor) -> Cotangents:
+    """sigmoid(x)."""
+    return g * n.graph.op("Sigmoid", n.input())
+
+
+def softsign(n: Call, g: Tensor) -> Cotangents:
+    """1 / (1 + |x|)^2."""
+    below = n.graph.op("Abs", n.input()) + 1
+    return g / (below * below)
+
+
+def hard_sigmoid(n: Call, g: Tensor) -> Cotangents:
+    """alpha where 0 < y < 1, else 0."""
+    y = n.output()
+    return n.graph.where((y > 0) & (y < 1), g * n.attribute("alpha", 0.2), 0)
+
+
+def hard_swish(n: Call, g: Tensor) -> Cotangents:
+    """0 up to -3, 1 from 3 on, x/3 + 1/2 between."""
+    x, where = n.input(), n.graph.where
+    return where(x > -3, where(x < 3, g * (x / 3 + 0.5), g), 0)
+
+
+def swish(n: Call, g: Tensor) -> Cotangents:
+    """s + alpha x s (1 - s) with s = sigmoid(alpha x)."""
+    x, alpha = n.input(), float(n.attribute("alpha", 1.0))
+    s = n.graph.op("Sigmoid", x * alpha)
+    return g * (s + x * alpha * s * (1 - s))
+
+
+def mish(n: Call, g: Tensor) -> Cotangents:
+    """t + x sigmoid(x) (1 - t^2) with t = tanh(softplus(x))."""
+    x, op = n.input(), n.graph.op
+    t = op("Tanh", op("Softplus", x))
+    return g * (t + x * op("Sigmoid", x) * (1 - t * t))
+
+
+def gelu(n: Call, g: Tensor) -> Cotangents:
+    """Phi(x) + x phi(x), or the derivative of the tanh form.
+
+    Hendrycks and Gimpel, arXiv 1606.08415, section 2.
+    """
+    x, op = n.input(), n.graph.op
+    if n.attribute("approximate", "none") == "none":
+        below = (op("Erf", x * math.sqrt(0.5)) + 1) * 0.5
+        density = op("Exp", x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
+        return g * (below + x * density)
+    c = math.sqrt(2 / math.pi)
+    t = op("Tanh", (x + x * x * x * 0.044715) * c)
+    return g * ((t + 1) * 0.5 + x * 0.5 * (1 - t * t) * (x * x * (3 * 0.044715) + 1) * c)
+
+
+def thresholded_relu(n: Call, g: Tensor) -> Cotangents:
+    """1[x > alpha]."""
+    return n.graph.where(n.input() > n.attribute("alpha", 1.0), g, 0)
+
+
+def clip(n: Call, g: Tensor) -> Cotangents:
+    """1 where the input was kept, bounds included; bounds have no derivative here."""
+    x, y = n.input(), n.output()
+    return n.graph.where(x.equals(y), g, 0)
+
+
+def softmax(n: Call, g: Tensor) -> Cotangents:
+    """y (g - sum(g y)) along the axis."""
+    y, axis = n.output(), n.attribute("axis", -1)
+    return y * (g - (g * y).sum([axis]))
+
+
+def log_softmax(n: Call, g: Tensor) -> Cotangents:
+    """g - exp(y) sum(g) along the axis."""
+    return g - n.graph.op("Exp", n.output()) * g.sum([n.attribute("axis", -1)])
+
+
+RULES: Rules = {
+    "Relu": relu,
+    "LeakyRelu": leaky_relu,
+    "PRelu": prelu,
+    "Elu": elu,
+    "Selu": selu,
+    "Celu": celu,
+    "Sigmoid": sigmoid,
+    "Tanh": tanh,
+    "Softplus": softplus,
+    "Softsign": softsign,
+    "HardSigmoid": hard_sigmoid,
+    "HardSwish": hard_swish,
+    "Swish": swish,
+    "Mish": mish,
+    "Gelu": gelu,
+    "ThresholdedRelu": thresholded_relu,
+    "Clip": clip,
+    "Softmax": softmax,
+    "LogSoftmax": log_softmax,
+}

@@ -1,0 +1,193 @@
+"""Products with weights: Gemm, MatMul, Einsum, Conv, ConvTranspose.
+
+The derivative with respect to the data is the transposed map, which needs the weights only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..backward import Call, Cotangents, Rules
+from ..emit import Graph, Tensor
+from .window import Window, crop, transposed_window_of, window_of
+
+INT64_MIN = np.iinfo(np.int64).min
+
+
+def matmul(n: Call, g: Tensor) -> Cotangents:
+    """d(AB) = dA B + A dB, so that gA = g B^T and gB = A^T g; vectors are one-row matrices."""
+    a, b = n.input(0), n.input(1)
+    if a.rank == 1:
+        g = g.unsqueeze(g.rank - 1 if b.rank > 1 else 0)
+    if b.rank == 1:
+        g = g.unsqueeze(g.rank)
+    left = a.unsqueeze(0) if a.rank == 1 else a
+    right = b.unsqueeze(1) if b.rank == 1 else b
+    ga = g @ swap(right) if n.wanted[0] else None
+    gb = swap(left) @ g if n.wanted[1] else None
+    if ga is not None and a.rank == 1:
+        ga = ga.sum([ga.rank - 2], keep=False)
+    if gb is not None and b.rank == 1:
+        gb = gb.sum([gb.rank - 1], keep=False)
+    return ga, gb
+
+
+def gemm(n: Call, g: Tensor) -> Cotangents:
+    """y = alpha A' B' + beta C, where ' is an optional transpose."""
+    a, b = n.input(0), n.input(1)
+    alpha, beta = n.attribute("alpha", 1.0), n.attribute("beta", 1.0)
+    flip_a, flip_b = n.attribute("transA", 0), n.attribute("transB", 0)
+    op, wants_c = n.graph.op, len(n.x) > 2 and n.wanted[2]
+    ga = gb = None
+    if n.wanted[0] and flip_a:
+        ga = op("Gemm", b, g, alpha=alpha, transA=flip_b, transB=1)
+    elif n.wanted[0]:
+        ga = op("Gemm", g, b, alpha=alpha, transB=1 - flip_b)
+    if n.wanted[1] and flip_b:
+        gb = op("Gemm", g, a, alpha=alpha, transA=1, transB=flip_a)
+    elif n.wanted[1]:
+        gb = op("Gemm", a, g, alpha=alpha, transA=1 - flip_a)
+    return ga, gb, g * beta if wants_c else None
+
+
+def einsum(n: Call, g: Tensor) -> Cotangents:
+    """The same equation with the result and the wanted operand in each other's place."""
+    equation = n.attribute("equation").replace(" ", "")
+    if "." in equation:
+        raise n.refuse("its equation has an ellipsis; write the equation with letters")
+    left, arrow, result = equation.partition("->")
+    terms = left.split(",")
+    if not arrow:
+        letters = sorted(set(left) - {","})
+        result = "".join(item for item in letters if left.count(item) == 1)
+    if any(len(set(term)) < len(term) for term in terms):
+        raise n.refuse("its equation takes a diagonal; write it with other operators")
+    grads: list[Tensor | None] = []
+    for index, term in enumerate(terms):
+        if not n.wanted[index]:
+            grads.append(None)
+            continue
+        others = [(item, n.input(i)) for i, item in enumerate(terms) if i != index]
+        seen = set(result).union(*(item for item, _ in others))
+        kept = "".join(item for item in term if item in seen)
+        found = n.graph.op(
+            "Einsum",
+            g,
+            *(tensor for _, tensor in others),
+            equation=",".join([result, *(item for item, _ in others)]) + "->" + kept,
+        )
+        missing = [axis for axis, item in enumerate(term) if item not in seen]
+        grads.append(found.unsqueeze(*missing) if missing else found)
+    return grads
+
+
+def conv(n: Call, g: Tensor) -> Cotangents:
+    """The transposed convolution of g with the same weights."""
+    if n.wanted[1]:
+        raise n.refuse("its weights depend on the input; make them constants")
+    w, group = n.input(1), n.attribute("group", 1)
+    spec = window_of(n, [w.size(axis) for axis in range(2, w.rank)])
+    transpose = correlate if max(spec.strides) == 1 else transposed
+    return transpose(n.graph, g, w, spec, group), None, bias_part(n, g)
+
+
+def bias_part(n: Call, g: Tensor) -> Tensor | None:
+    """The bias is added at every position of every image."""
+    if len(n.x) < 3 or not n.wanted[2]:
+        return None
+    return g.sum([0, *range(2, g.rank)], keep=False)
+
+
+def correlate(graph: Graph, g: Tensor, w: Tensor, spec: Window, group: int = 1) -> Tensor:
+    """The transpose of a stride-1 convolution as a convolution with the weights turned round.
+
+    Faster than ConvTranspose, at the price of a second copy of the weights in the file.
+    """
+    reach = [size - 1 for size in spec.reach]
+    direct = spec.starts == spec.ends and all(
+        0 <= p <= r for p, r in zip(spec.starts, reach, strict=True)
+    )
+    pads = [r - p if direct else r for p, r in zip(spec.starts, reach, strict=True)]
+    found = graph.op(
+        "Conv",
+        g,
+        turned(graph, w, group),
+        kernel_shape=spec.kernel,
+        dilations=spec.dilations,
+        pads=pads + pads,
+        group=group,
+    )
+    return found if direct else crop(found, spec.starts, spec.ends)
+
+
+def turned(graph: Graph, w: Tensor, group: int) -> Tensor:
+    """Weights with inputs and outputs swapped within each group, and every kernel mirrored."""
+    out, into, *kernel = (w.size(axis) for axis in range(w.rank))
+    order = [0, 2, 1, *range(3, w.rank + 1)]
+    if w.value is not None:
+        value = w.value.reshape(group, out // group, into, *kernel).transpose(order)
+        value = np.flip(value, tuple(range(3, w.rank + 1)))
+        return graph.constant(value.reshape(group * into, out // group, *kernel))
+    for axis, size in enumerate(kernel, start=2):
+        w = w if size == 1 else w.slice(axis, -1, INT64_MIN, -1)
+    w = w.reshape(group, out // group, into, *kernel).transpose(order)
+    return w.reshape(group * into, out // group, *kernel)
+
+
+def transposed(graph: Graph, g: Tensor, w: Tensor, spec: Window, group: int = 1) -> Tensor:
+    """The transpose of any convolution as ConvTranspose.
+
+    Pads are symmetric or none, with a Slice after: execution providers on a GPU take no others.
+    """
+    slack = [p - q for p, q in zip(spec.starts, spec.ends, strict=True)]
+    direct = all(0 <= rest < s for rest, s in zip(slack, spec.strides, strict=True))
+    found = graph.op(
+        "ConvTranspose",
+        g,
+        w,
+        kernel_shape=spec.kernel,
+        strides=spec.strides,
+        dilations=spec.dilations,
+        pads=spec.starts * 2 if direct else None,
+        output_padding=slack if direct else [max(-end, 0) for end in spec.ends],
+        group=group,
+    )
+    return found if direct else crop(found, spec.starts, [max(end, 0) for end in spec.ends])
+
+
+def conv_transpose(n: Call, g: Tensor) -> Cotangents:
+    """The convolution of g with the same weights."""
+    if n.wanted[1]:
+        raise n.refuse("its weights depend on the input; make them constants")
+    w, bias = n.input(1), bias_part(n, g)
+    spec = transposed_window_of(n, [w.size(axis) for axis in range(2, w.rank)])
+    # Output padding shows as a negative far pad: no weight reaches those positions of g.
+    for axis, end in enumerate(spec.ends):
+        if end < 0:
+            g = g.slice(axis + 2, 0, end)
+    found = n.graph.op(
+        "Conv",
+        g,
+        w,
+        kernel_shape=spec.kernel,
+        strides=spec.strides,
+        dilations=spec.dilations,
+        pads=[*spec.starts, *(max(end, 0) for end in spec.ends)],
+        group=n.attribute("group", 1),
+    )
+    return found, None, bias
+
+
+def swap(matrix: Tensor) -> Tensor:
+    """The last two axes in each other's place."""
+    rank = matrix.rank
+    return matrix.transpose([*range(rank - 2), rank - 1, rank - 2])
+
+
+RULES: Rules = {
+    "MatMul": matmul,
+    "Gemm": gemm,
+    "Einsum": einsum,
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
+}

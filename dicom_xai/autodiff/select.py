@@ -1,0 +1,211 @@
+"""Which score is explained: said at run time, by a cotangent, or found inside the graph.
+
+Every selection ends as cotangents of the explained score, one per map. Classification scores are
+``(batch, classes)``; those of a segmentation ``(batch, classes, *spatial)``, where a class is
+explained by the sum of its score over the region that the model gives it (Seg-Grad-CAM,
+Vinogradova et al. 2020, eq. 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from onnx import TensorProto, helper
+
+from ..errors import ConfigError
+from .emit import Graph, Tensor
+
+Offsets = npt.NDArray[np.float64] | None
+"""What is taken off each class's score before classes are compared, ``(classes,)``."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The explained output before its final activation.
+
+    Attributes
+    ----------
+    tensor : Tensor
+        ``(batch, classes)``, ``(batch,)`` or ``(batch, classes, *spatial)``.
+    is_exclusive : bool
+        Whether classes compete (softmax), so that a position belongs to its largest score; else a
+        position belongs to every class whose score is above 0.
+    """
+
+    tensor: Tensor
+    is_exclusive: bool
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return 1 if self.tensor.rank == 1 else self.tensor.size(1)
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether scores are per position: a segmentation."""
+        return any(size != 1 for size in self.tensor.shape[2:])
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Cotangents of the score, and what they stand for.
+
+    Attributes
+    ----------
+    seeds : tuple of Tensor
+        One per map, shaped as the score.
+    classes : Tensor or None
+        ``(batch, maps)`` int64, where the graph itself chose.
+    inputs : tuple of Tensor
+        Graph inputs that the selection added.
+    """
+
+    seeds: tuple[Tensor, ...]
+    classes: Tensor | None = None
+    inputs: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class ByTarget:
+    """The class is named at run time: input `target`, int64 ``(batch,)``, -1 for the top class.
+
+    Any other value outside the classes makes the run fail on the CPU.
+    """
+
+    def choose(self, graph: Graph, scores: Scores) -> Chosen:
+        """Write one-hot cotangents of the named classes."""
+        target = new_input(
+            graph, "target", TensorProto.INT64, [item[:1] for item in concrete(graph, scores)]
+        )
+        top = ranked(graph, scores, 1, None).reshape(-1)
+        last = graph.scalar(scores.classes, TensorProto.INT64)
+        named = graph.where(target.equals(-1), top, graph.where(target < -1, last, target))
+        return Chosen((one_class(graph, scores, named, None),), inputs=(target,))
+
+
+@dataclass(frozen=True)
+class BySeed:
+    """The cotangent itself is an input: `seed`, shaped as the explained score.
+
+    The general form: several classes, regions, contrasts (+1 for one class, -1 for another).
+    """
+
+    def choose(self, graph: Graph, scores: Scores) -> Chosen:
+        """Take the cotangent from outside."""
+        seed = new_input(graph, "seed", scores.tensor.dtype, concrete(graph, scores))
+        return Chosen((seed,), inputs=(seed,))
+
+
+@dataclass(frozen=True)
+class TopClasses:
+    """The k best classes of each image, ranked inside the graph; no input is added.
+
+    Parameters
+    ----------
+    k : int
+        At most so many maps; a model with fewer classes gives that many.
+    offsets : sequence of float, optional
+        Logit of each class's threshold: classes are ranked by ``score - offset``, so that findings
+        with different operating points compare. None ranks by score.
+    """
+
+    k: int
+    offsets: Sequence[float] | None = None
+
+    def choose(self, graph: Graph, scores: Scores) -> Chosen:
+        """Write the ranking and one cotangent per rank."""
+        if self.k < 1:
+            raise ConfigError(f"TopClasses.k is {self.k}; 1 or more is needed")
+        if self.offsets is not None and len(self.offsets) != scores.classes:
+            raise ConfigError(
+                f"TopClasses.offsets has {len(self.offsets)} values; "
+                f"the model has {scores.classes} classes"
+            )
+        offsets = None if self.offsets is None else np.array(self.offsets, np.float64)
+        count = min(self.k, scores.classes)
+        best = ranked(graph, scores, count, offsets)
+        columns = [best.slice(1, rank, rank + 1).reshape(-1) for rank in range(count)]
+        seeds = tuple(one_class(graph, scores, column, offsets) for column in columns)
+        return Chosen(seeds, classes=best)
+
+
+Selection = ByTarget | BySeed | TopClasses
+
+
+def concrete(graph: Graph, scores: Scores) -> list[tuple[int, ...]]:
+    """The score's shape in each of the worlds that are looked at."""
+    return [
+        tuple(size or 0 for size in shape or ()) for shape in graph.facts.shapes(scores.tensor.name)
+    ]
+
+
+def new_input(graph: Graph, name: str, dtype: int, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    """A graph input under a name that must be free."""
+    if graph.facts.has(name):
+        raise ConfigError(f"the model has a tensor {name!r} of its own; rename it in the model")
+    graph.facts.add_input(name, dtype, shapes)
+    return graph.tensor(name)
+
+
+def margins(graph: Graph, scores: Scores, offsets: Offsets) -> Tensor:
+    """Scores above their thresholds, ``(batch, classes, *spatial)``."""
+    tensor = scores.tensor if scores.tensor.rank > 1 else scores.tensor.unsqueeze(1)
+    if offsets is None:
+        return tensor
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.dtype)
+    shape = (1, -1, *[1] * (tensor.rank - 2))
+    return tensor - graph.constant(offsets.reshape(shape).astype(dtype))
+
+
+def region(graph: Graph, scores: Scores, offsets: Offsets) -> Tensor:
+    """1 where a position belongs to a class, else 0; ``(batch, classes, *spatial)``."""
+    margin = margins(graph, scores, offsets)
+    if not scores.is_exclusive or scores.classes == 1:
+        return (margin > 0).cast(scores.tensor.dtype)
+    best = graph.op("ArgMax", margin, axis=1, keepdims=1)
+    numbers = np.arange(scores.classes).reshape(1, -1, *[1] * (margin.rank - 2))
+    return best.equals(graph.constant(numbers)).cast(scores.tensor.dtype)
+
+
+def ranked(
+    graph: Graph,
+    scores: Scores,
+    count: int,
+    offsets: Offsets,
+) -> Tensor:
+    """The best classes of each image, ``(batch, count)`` int64.
+
+    By score; in a segmentation by the size of the region, exclusive background (class 0) last.
+    """
+    if scores.has_positions:
+        found = region(graph, scores, offsets)
+        rank = found.mean(range(2, found.rank), keep=False)
+        if scores.is_exclusive and scores.classes > 1:
+            last = np.zeros((1, scores.classes), helper.tensor_dtype_to_np_dtype(rank.dtype))
+            last[0, 0] = 2
+            rank = rank - graph.constant(last)
+    else:
+        rank = margins(graph, scores, offsets).reshape(-1, scores.classes)
+    if count == 1:
+        return graph.op("ArgMax", rank, axis=1, keepdims=1)
+    return graph.ops("TopK", rank, graph.ints([count]), outputs=2, axis=1)[1]
+
+
+def one_class(
+    graph: Graph,
+    scores: Scores,
+    index: Tensor,
+    offsets: Offsets,
+) -> Tensor:
+    """The cotangent that picks class `index` ``(batch,)`` of each image."""
+    numbers = graph.constant(np.arange(scores.classes))
+    checked = graph.op("Gather", numbers, index)
+    picked = checked.unsqueeze(1).equals(numbers).cast(scores.tensor.dtype)
+    if scores.has_positions:
+        return picked.reshape(0, scores.classes, *[1] * (scores.tensor.rank - 2)) * region(
+            graph, scores, offsets
+        )
+    return picked.reshape_like(scores.tensor)

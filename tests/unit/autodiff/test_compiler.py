@@ -1,0 +1,275 @@
+"""One run of a compiled model gives the vendor's prediction and the right map."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from dicom_xai.autodiff import BySeed, ByTarget, Compiled, TopClasses, compile
+from dicom_xai.autodiff.check import check_untouched
+from dicom_xai.errors import ConfigError, InvariantError, UnsupportedOperatorError
+from tests.make.networks import DenseNet, ResNet, exported, image, seeded
+
+CLOSE = 1e-5
+"""Relative to the largest value: float32 sums over a few hundred products, in another order."""
+
+FAMILIES = {"resnet": ResNet, "densenet": DenseNet}
+EXPORTS = [("dynamo", 18), ("torchscript", 17)]
+
+
+def run(model: onnx.ModelProto, **feeds: object) -> dict[str, np.ndarray]:
+    """All outputs of a model by name."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    given = {name: np.asarray(value) for name, value in feeds.items()}
+    names = [item.name for item in session.get_outputs()]
+    return dict(zip(names, session.run(None, given), strict=True))
+
+
+def torch_grad_cam(network: ResNet | DenseNet, x: torch.Tensor, classes: list[int]) -> np.ndarray:
+    """Grad-CAM by autograd on the features before pooling, ``(batch, 1, *spatial)``."""
+    a = network.features(x).detach().requires_grad_()
+    scores = network.head(torch.flatten(network.pool(a), 1))
+    scores[range(len(classes)), classes].sum().backward()
+    weights = a.grad.mean(tuple(range(2, a.ndim)), keepdim=True)
+    return torch.relu((weights * a).sum(1, keepdim=True)).detach().numpy()
+
+
+def assert_close(found: np.ndarray, wanted: np.ndarray) -> None:
+    assert found.shape == wanted.shape
+    assert np.abs(found - wanted).max() <= CLOSE * np.abs(wanted).max()
+
+
+@pytest.fixture(scope="module")
+def resnet() -> ResNet:
+    return seeded(ResNet())
+
+
+@pytest.fixture(scope="module")
+def x() -> torch.Tensor:
+    return image(2, 1, 33, 33)
+
+
+@pytest.fixture(scope="module")
+def model(resnet: ResNet, x: torch.Tensor) -> onnx.ModelProto:
+    return exported(resnet, x)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize(("exporter", "opset"), EXPORTS)
+def test_grad_cam_is_that_of_autograd_and_the_prediction_is_bit_identical(
+    family: str, dims: int, exporter: str, opset: int
+) -> None:
+    network = seeded(FAMILIES[family](dims))
+    picture = image(3, 1, *[33] * dims)
+    plain = exported(network, picture, exporter, opset)
+    compiled = compile(plain, "grad-cam")
+    found = run(compiled.model, image=picture, target=[0, 2, 1])
+    assert_close(found["attribution"], torch_grad_cam(network, picture, [0, 2, 1]))
+    assert np.array_equal(found["scores"], run(plain, image=picture)["scores"])
+
+
+def test_a_target_of_minus_one_is_the_top_class(
+    resnet: ResNet, x: torch.Tensor, model: onnx.ModelProto
+) -> None:
+    top = resnet(x).argmax(1).tolist()
+    found = run(compile(model).model, image=x, target=[-1, -1])
+    assert_close(found["attribution"], torch_grad_cam(resnet, x, top))
+
+
+@pytest.mark.parametrize("target", [3, -2])
+def test_a_target_outside_the_classes_fails_the_run(
+    target: int, x: torch.Tensor, model: onnx.ModelProto
+) -> None:
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument):
+        run(compile(model).model, image=x, target=[0, target])
+
+
+def test_a_seed_explains_any_combination_of_scores(
+    resnet: ResNet, x: torch.Tensor, model: onnx.ModelProto
+) -> None:
+    seed = torch.tensor([[1.0, -1.0, 0.0], [0.5, 0.0, 2.0]])
+    a = resnet.features(x).detach().requires_grad_()
+    (resnet.head(torch.flatten(resnet.pool(a), 1)) * seed).sum().backward()
+    wanted = torch.relu((a.grad.mean((2, 3), keepdim=True) * a).sum(1, keepdim=True))
+    found = run(compile(model, select=BySeed()).model, image=x, seed=seed)
+    assert_close(found["attribution"], wanted.detach().numpy())
+
+
+def test_the_best_classes_are_ranked_and_explained_in_the_same_run(
+    resnet: ResNet, x: torch.Tensor, model: onnx.ModelProto
+) -> None:
+    compiled = compile(model, select=TopClasses(2))
+    assert [item.name for item in compiled.model.graph.input] == ["image"]
+    found = run(compiled.model, image=x)
+    best = resnet(x).topk(2).indices.numpy()
+    assert found["attribution_class"].tolist() == best.tolist()
+    for rank in range(2):
+        wanted = torch_grad_cam(resnet, x, best[:, rank].tolist())
+        assert_close(found["attribution"][:, rank : rank + 1], wanted)
+
+
+def test_classes_are_ranked_by_their_distance_to_the_threshold(
+    resnet: ResNet, x: torch.Tensor, model: onnx.ModelProto
+) -> None:
+    offsets = [5.0, -5.0, 0.0]
+    found = run(compile(model, select=TopClasses(3, offsets)).model, image=x)
+    wanted = (resnet(x) - torch.tensor(offsets)).argsort(descending=True)
+    assert found["attribution_class"].tolist() == wanted.tolist()
+
+
+def test_more_maps_than_classes_gives_one_per_class(model: onnx.ModelProto) -> None:
+    output = compile(model, select=TopClasses(9)).model.graph.output[1]
+    assert output.name == "attribution"
+    assert output.type.tensor_type.shape.dim[1].dim_value == 3
+
+
+@pytest.mark.parametrize("activation", [torch.nn.Sigmoid(), torch.nn.Softmax(1)])
+@pytest.mark.parametrize(("exporter", "opset"), EXPORTS)
+def test_the_score_before_the_final_activation_is_explained(
+    activation: torch.nn.Module, exporter: str, opset: int, resnet: ResNet, x: torch.Tensor
+) -> None:
+    network = torch.nn.Sequential(resnet, activation).eval()
+    compiled = compile(exported(network, x, exporter, opset))
+    assert compiled.report.output != "scores"
+    found = run(compiled.model, image=x, target=[1, 1])
+    assert_close(found["attribution"], torch_grad_cam(resnet, x, [1, 1]))
+
+
+def test_a_model_with_a_fixed_batch_of_one_is_explained(resnet: ResNet, x: torch.Tensor) -> None:
+    plain = exported(resnet, x[:1], dynamic_batch=False)
+    found = run(compile(plain).model, image=x[:1], target=[0])
+    assert_close(found["attribution"], torch_grad_cam(resnet, x[:1], [0]))
+
+
+def test_a_named_layer_is_explained_at_its_own_grid(resnet: ResNet, x: torch.Tensor) -> None:
+    plain = exported(resnet, x, "torchscript", 17)
+    layer = next(node.output[0] for node in plain.graph.node if node.op_type == "MaxPool")
+    compiled = compile(plain, layer=layer)
+    assert compiled.report.layer_shape == (None, 8, 9, 9)
+    a = resnet.stem(x).detach().requires_grad_()
+    resnet.head(torch.flatten(resnet.pool(resnet.blocks(a)), 1))[:, 1].sum().backward()
+    wanted = torch.relu((a.grad.mean((2, 3), keepdim=True) * a).sum(1, keepdim=True))
+    found = run(compiled.model, image=x, target=[1, 1])
+    assert_close(found["attribution"], wanted.detach().numpy())
+
+
+def test_grad_cam_never_differentiates_the_trunk(model: onnx.ModelProto) -> None:
+    compiled = compile(model)
+    assert new_operators(compiled).isdisjoint({"Conv", "ConvTranspose", "MaxPool"})
+
+
+def test_no_new_node_is_of_a_kind_that_providers_lag_behind(model: onnx.ModelProto) -> None:
+    assert new_operators(compile(model, layer="auto")).isdisjoint(
+        {"Pad", "ConstantOfShape", "Size"}
+    )
+
+
+def test_the_report_names_the_methods_that_are_the_same_here(model: onnx.ModelProto) -> None:
+    report = compile(model).report
+    assert report.equals == ("cam", "xgrad-cam", "hires-cam")
+    assert (report.method, report.layer_shape) == ("grad-cam", (None, 16, 5, 5))
+
+
+def test_the_model_keeps_its_nodes_inputs_and_outputs(model: onnx.ModelProto) -> None:
+    before = model.SerializeToString(deterministic=True)
+    compiled = compile(model).model
+    assert model.SerializeToString(deterministic=True) == before
+    assert list(compiled.graph.node)[: len(model.graph.node)] == list(model.graph.node)
+    assert [item.name for item in compiled.graph.input] == ["image", "target"]
+    assert [item.name for item in compiled.graph.output] == ["scores", "attribution"]
+
+
+def test_compiling_twice_gives_the_same_bytes(model: onnx.ModelProto) -> None:
+    first, second = (compile(model, select=TopClasses(2)).model for _ in range(2))
+    assert first.SerializeToString(deterministic=True) == second.SerializeToString(
+        deterministic=True
+    )
+
+
+def test_a_changed_node_is_noticed(model: onnx.ModelProto) -> None:
+    broken = compile(model).model
+    broken.graph.node[3].name = "another"
+    with pytest.raises(InvariantError, match="compiling changed node"):
+        check_untouched(model, broken)
+
+
+def test_a_changed_weight_is_noticed(model: onnx.ModelProto) -> None:
+    broken = compile(model).model
+    del broken.graph.initializer[0]
+    with pytest.raises(InvariantError, match="initializer"):
+        check_untouched(model, broken)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"method": "magic"}, "magic"),
+        ({"layer": "no such layer"}, "no such layer"),
+        ({"output": "no such output"}, "no such output"),
+        ({"image": "no such input"}, "no such input"),
+        ({"select": TopClasses(1, [0.0])}, "offsets"),
+        ({"select": TopClasses(0)}, "TopClasses.k"),
+    ],
+)
+def test_an_unfit_request_is_refused_by_name(
+    options: dict[str, object], named: str, model: onnx.ModelProto
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        compile(model, **options)  # type: ignore[arg-type]
+
+
+def one_operator(op_type: str, opset: int = 17, domain: str = "") -> onnx.ModelProto:
+    """An image, one operator in question, global pooling."""
+    nodes = [
+        helper.make_node("Relu", ["image"], ["features"]),
+        helper.make_node(op_type, ["features"], ["odd"], name="the odd one", domain=domain),
+        helper.make_node("GlobalAveragePool", ["odd"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["scores"]),
+    ]
+    value = helper.make_tensor_value_info
+    return helper.make_model(
+        helper.make_graph(
+            nodes,
+            "one",
+            [value("image", TensorProto.FLOAT, ["batch", 2, 4, 4])],
+            [value("scores", TensorProto.FLOAT, ["batch", 2])],
+        ),
+        opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid("vendor", 1)],
+        ir_version=8,
+    )
+
+
+def test_an_operator_without_a_rule_is_refused_with_everything_that_helps() -> None:
+    with pytest.raises(UnsupportedOperatorError) as caught:
+        compile(one_operator("Hardmax"), layer="features")
+    assert (caught.value.op_type, caught.value.opset) == ("Hardmax", 17)
+    assert caught.value.node == "the odd one"
+
+
+def test_an_operator_of_an_unknown_domain_is_refused() -> None:
+    with pytest.raises(ConfigError, match="scores"):
+        compile(one_operator("Magic", domain="vendor"), layer="features")
+
+
+def test_an_opset_that_is_too_old_is_refused() -> None:
+    with pytest.raises(ConfigError, match="opset 11"):
+        compile(one_operator("Relu", 11))
+
+
+def test_by_target_is_the_default() -> None:
+    assert (
+        compile(one_operator("Relu")).model
+        == compile(one_operator("Relu"), select=ByTarget()).model
+    )
+
+
+def new_operators(compiled: Compiled) -> set[str]:
+    names = set(compiled.report.backward)
+    return {node.op_type for node in compiled.model.graph.node if node.name in names}
