@@ -1,0 +1,213 @@
+"""A loaded model that predicts and explains in one run, and that proved it when it was loaded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dicom_xai.config import ModelCard
+from dicom_xai.errors import ConfigError, ModelCardError, StudyError
+from dicom_xai.explain.gradient import CompiledExplainer, ExplainedGraph
+from dicom_xai.infer.model import Model
+from dicom_xai.infer.session import CPU_PROVIDER, Device, Session
+from dicom_xai.study import Placement, Prediction
+
+#: Images in one run. Larger batches gain nothing on a CPU and cost memory.
+BATCH_SIZE = 16
+#: On other devices than the CPU the compiled graph may fuse differently.
+RELATIVE_TOLERANCE = 1e-4
+_SELF_TEST_IMAGES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTest:
+    """What was seen when the compiled graph ran beside the plain one.
+
+    Attributes
+    ----------
+    largest_difference : float
+        Of the raw outputs of both graphs, absolute.
+    is_bit_identical : bool
+    backward_nodes : mapping
+        Provider to how many of the appended nodes it took.
+    """
+
+    largest_difference: float
+    is_bit_identical: bool
+    backward_nodes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Measured seconds for one image, after warm-up; with and without explanation."""
+
+    explained_s: Mapping[str, float]
+    plain_s: float
+
+
+class ServedModel:
+    """A model with its explainers, warm and self-tested.
+
+    Parameters
+    ----------
+    card : ModelCard
+    device : Device
+    explainers : sequence of CompiledExplainer
+        Which explanations to compile.
+    targets : int
+        At most so many classes of an image get a map.
+    threads : int
+        See `Session`.
+    clock : callable
+        Seconds, monotonic; measures the costs.
+
+    Raises
+    ------
+    ConfigError
+        The card, the graph, the device, or the self-test; the message says which and what to do.
+    """
+
+    def __init__(
+        self,
+        card: ModelCard,
+        device: Device,
+        explainers: Sequence[CompiledExplainer],
+        targets: int,
+        threads: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.card = card
+        self.device = device
+        self._plain = Model(card, device, threads)
+        self._graphs: dict[str, ExplainedGraph] = {}
+        self._sessions: dict[str, Session] = {}
+        self.self_tests: dict[str, SelfTest] = {}
+        for explainer in explainers:
+            graph = explainer.explain(self._plain, min(targets, len(card.classes)))
+            session = Session(graph.proto.SerializeToString(), device, threads)
+            self.self_tests[explainer.name] = _self_test(self._plain, session, graph)
+            self._graphs[explainer.name] = graph
+            self._sessions[explainer.name] = session
+        self.costs = self._warm_up(clock)
+
+    def graph(self, explainer: str) -> ExplainedGraph:
+        """What was compiled for an explainer."""
+        return self._graphs[explainer]
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that took most of the plain graph."""
+        counts = self._plain.session.nodes_by_provider()
+        return max(counts, key=lambda name: counts[name])
+
+    def predict(
+        self, images: torch.Tensor, placements: tuple[Placement, ...], explainer: str
+    ) -> Prediction:
+        """Scores of all images and, with an explainer, their raw maps from the same run.
+
+        Parameters
+        ----------
+        images : Tensor, (frames, 1, rows, columns) float32
+            On the model's device.
+        placements : tuple of Placement
+            One for each image; they go into the Prediction.
+        explainer : str
+            One of those given at load, or empty for scores alone.
+
+        Raises
+        ------
+        StudyError
+            Scores or maps are not finite.
+        DeviceBusyError
+            The device has no memory now.
+        """
+        session = self._sessions[explainer] if explainer else self._plain.session
+        parts = [
+            session.run({self._plain.input_name: images[i : i + BATCH_SIZE]})
+            for i in range(0, images.shape[0], BATCH_SIZE)
+        ]
+        raw = torch.cat([part[self._plain.output_name] for part in parts])
+        maps = torch.cat([part["attribution"] for part in parts]) if explainer else None
+        if not bool(torch.isfinite(raw).all()) or (
+            maps is not None and not bool(torch.isfinite(maps).all())
+        ):
+            raise StudyError(f"model {self.card.name} gave values that are not finite")
+        classes = (
+            torch.cat([part["attribution_class"] for part in parts]).cpu().numpy()
+            if explainer
+            else np.empty((images.shape[0], 0), np.int64)
+        )
+        return Prediction(
+            scores=self._plain.scores(raw).cpu().numpy(),
+            target_classes=classes,
+            raw_maps=maps,
+            placements=placements,
+        )
+
+    def _warm_up(self, clock: Callable[[], float]) -> Costs:
+        """Run every session on the sizes that will be served; time one image."""
+
+        def cost(session: Session) -> float:
+            for batch in (BATCH_SIZE, 1):
+                session.run({self._plain.input_name: self._noise(batch)})
+            times = []
+            for _ in range(3):
+                start = clock()
+                session.run({self._plain.input_name: self._noise(1)})
+                times.append(clock() - start)
+            return min(times)
+
+        return Costs(
+            {name: cost(session) for name, session in self._sessions.items()},
+            cost(self._plain.session),
+        )
+
+    def _noise(self, batch: int) -> torch.Tensor:
+        return _noise(self.card, batch, self.device)
+
+
+def _self_test(plain: Model, explained: Session, graph: ExplainedGraph) -> SelfTest:
+    """Run both graphs on the same noise; refuse when the prediction changed or a map is not finite.
+
+    Raises
+    ------
+    ModelCardError
+        On the CPU any differing bit; elsewhere more than `RELATIVE_TOLERANCE` of the largest value.
+    """
+    images = {plain.input_name: _noise(plain.card, _SELF_TEST_IMAGES, plain.device)}
+    before = plain.session.run(images)[plain.output_name]
+    outputs = explained.run(images)
+    after = outputs[plain.output_name]
+    difference = float((before - after).abs().max())
+    is_identical = bool(torch.equal(before, after))
+    allowed = 0.0
+    if plain.device.kind != "cpu":
+        allowed = RELATIVE_TOLERANCE * float(before.abs().max())
+    name = f"model {plain.card.name} with {graph.method}"
+    if not (is_identical or difference <= allowed):
+        raise ModelCardError(
+            f"{name}: the prediction changed by {difference:g} on {plain.device.name}, "
+            f"{allowed:g} is allowed"
+        )
+    if not bool(torch.isfinite(outputs["attribution"]).all()):
+        raise ModelCardError(f"{name}: the map of the self-test is not finite")
+    taken = explained.nodes_by_provider(graph.added_nodes)
+    if plain.device.kind != "cpu" and taken.get(CPU_PROVIDER):
+        raise ConfigError(
+            f"{name}: {taken[CPU_PROVIDER]} of the appended nodes fell back to the CPU on "
+            f"{plain.device.name}"
+        )
+    return SelfTest(difference, is_identical, taken)
+
+
+def _noise(card: ModelCard, batch: int, device: Device) -> torch.Tensor:
+    """Noise over the input's range, the same at every load."""
+    spec = card.inputs[0]
+    low, high = spec.scaling
+    generator = torch.Generator().manual_seed(20261)
+    noise = torch.rand((batch, 1, *spec.size), generator=generator)
+    return (noise * (high - low) + low).to(device.torch)
