@@ -1,0 +1,682 @@
+"""pynetdicom's acceptor, made safe for a hospital network by subclassing.
+
+pynetdicom 3.0.4 keeps its PDU classes, its state machine (PS3.8 9.2) and its services. Replaced is
+what stands around them, because a bare server can be stopped by anybody who reaches its port:
+
+===================================================  =============================================
+a bare server                                        here
+===================================================  =============================================
+half a PDU holds two threads for ever                every PDU has a deadline: `GuardedDUL`
+a header claiming 4 GiB fills the memory             refused on the header: `_LONGEST_PDU`
+a data set without end fills the memory              cut at `MAX_MESSAGE_BYTES`: `GuardedDIMSE`
+requests sent ahead are all queued                   one waits, the rest stays in TCP's window
+a bad command set kills a thread                     answered with A-ABORT, one log line
+each connection copies 120 x 45 contexts             the list is shared: nobody writes to it
+connections without end, three threads each          capped before a thread starts: `Gate`
+a full house of half-open connections                the oldest half-open one makes room
+a backlog of 5                                       256
+an idle association polls a thousand times a second  threads sleep until something happens
+timers on the wall clock                             `MonotonicTimer`
+reader threads keep the process alive                daemons, closed in `finally`
+===================================================  =============================================
+
+Threads: one accept loop for each server; for each connection one thread reads and writes (`dul`)
+and one serves (`GuardedAssociation`). Only `Gate` is shared between connections.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pynetdicom import evt
+from pynetdicom._globals import MODE_ACCEPTOR
+from pynetdicom.acse import ACSE
+from pynetdicom.ae import ApplicationEntity
+from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dul import DULServiceProvider
+from pynetdicom.pdu import A_ABORT_RQ
+from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
+from pynetdicom.presentation import PresentationContext
+from pynetdicom.timer import Timer
+from pynetdicom.transport import AddressInformation, AssociationServer, AssociationSocket
+
+from dicom_xai.dimse import (
+    MAX_MESSAGE_BYTES,
+    MAX_PDU_BYTES,
+    Rejection,
+    acknowledge_now,
+    make_eager,
+)
+
+log = logging.getLogger(__name__)
+
+#: How long a thread sleeps at most before it looks at its timers, seconds.
+TICK_S = 0.5
+#: After the last PDU the peer closes the connection; we do so after this long, seconds.
+LINGER_S = 0.5
+#: A half-open connection younger than this is not closed for the sake of another, seconds.
+YOUNG_S = 1.0
+
+_P_DATA_TF = 0x04
+# PS3.8 9.3: an A-ASSOCIATE of 128 contexts with 45 syntaxes each takes 200 kB; the rest is fixed
+_LONGEST_PDU = {
+    0x01: 1_000_000,
+    0x02: 1_000_000,
+    0x03: 1_024,
+    _P_DATA_TF: MAX_PDU_BYTES + 1_024,
+    0x05: 1_024,
+    0x06: 1_024,
+    0x07: 1_024,
+}
+#: What pynetdicom and pydicom raise on bytes that are no command set or no PDU.
+_MALFORMED = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+
+class MonotonicTimer(Timer):  # type: ignore[misc]
+    """pynetdicom's timer on a clock that never jumps; one that was stopped never expires."""
+
+    _start_time: float | None
+
+    def start(self) -> None:
+        """(Re)start from now."""
+        self._start_time = time.monotonic()
+
+    def stop(self) -> None:
+        """Forget the start."""
+        self._start_time = None
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left; negative once expired."""
+        if self.timeout is None:
+            return 1.0
+        if self._start_time is None:
+            return float(self.timeout)
+        return float(self.timeout - (time.monotonic() - self._start_time))
+
+
+class GuardedSocket(AssociationSocket):  # type: ignore[misc]
+    """A connection whose reads and writes have deadlines, and on which another thread can knock."""
+
+    def __init__(self, assoc: GuardedAssociation, connection: socket.socket, stall_s: float):
+        self._waker, self._woken = socket.socketpair()
+        self._waker.setblocking(False)
+        self._woken.setblocking(False)
+        self._stall_s = stall_s
+        make_eager(connection)
+        super().__init__(assoc, client_socket=connection)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the peer has sent something, or has gone."""
+        if self.socket is None or not self._is_connected:
+            return False
+        return self.wait(0.0, for_peer_only=True)
+
+    def wait(self, timeout_s: float, *, for_peer_only: bool = False) -> bool:
+        """Sleep until the peer sends (then True), `wake` is called, or the time is over."""
+        poll = select.poll()  # unlike select.select, it takes descriptors above 1023
+        peer = self.socket
+        if peer is not None and peer.fileno() >= 0:
+            poll.register(peer, select.POLLIN)
+        if not for_peer_only:
+            poll.register(self._woken, select.POLLIN)
+        woken = self._woken.fileno()
+        found = [fd for fd, _ in poll.poll(timeout_s * 1000)]
+        if woken in found:
+            with suppress(OSError):
+                self._woken.recv(4096)
+        return any(fd != woken for fd in found)
+
+    def sleep(self, timeout_s: float) -> None:
+        """Sleep until `wake` is called or the time is over, whatever the peer sends."""
+        poll = select.poll()
+        poll.register(self._woken, select.POLLIN)
+        if poll.poll(timeout_s * 1000):
+            with suppress(OSError):
+                self._woken.recv(4096)
+
+    def wake(self) -> None:
+        """End a `wait` or `sleep` of the thread that owns the connection."""
+        with suppress(OSError):  # a full pipe wakes as well; a closed one has nobody to wake
+            self._waker.send(b"\0")
+
+    def read(self, count: int, deadline_s: float) -> bytearray | None:
+        """Exactly `count` bytes, or None when the peer went away.
+
+        Raises
+        ------
+        TimeoutError
+            They are not all there at `deadline_s`.
+        """
+        peer = self.socket
+        if peer is None:
+            return None
+        buffer = bytearray(count)
+        view = memoryview(buffer)
+        done = 0
+        try:
+            while done < count:
+                remaining = deadline_s - time.monotonic()
+                if remaining <= 0:
+                    raise TimeoutError
+                peer.settimeout(remaining)
+                received = peer.recv_into(view[done:])
+                if received == 0:
+                    return None
+                done += received
+            acknowledge_now(peer)
+        except TimeoutError:
+            raise
+        except OSError:
+            return None
+        return buffer
+
+    def send(self, bytestream: bytes) -> None:
+        """Send all, or end the association: a peer that stops reading gets `stall_s`."""
+        peer = self.socket
+        try:
+            if peer is None:
+                raise OSError("closed")
+            peer.settimeout(self._stall_s)
+            peer.sendall(bytestream)
+        except OSError:
+            self.event_queue.put("Evt17")
+
+    def hang_up(self) -> None:
+        """Close everything, from any thread; blocked reads and writes end at once."""
+        peer = self.socket
+        if peer is not None:
+            with suppress(OSError):
+                peer.shutdown(socket.SHUT_RDWR)
+        self.wake()
+
+    def dispose(self) -> None:
+        """Give all descriptors back; only when both threads of the connection are done."""
+        for each in (self.socket, self._waker, self._woken):
+            if each is not None:
+                each.close()
+
+
+class GuardedDUL(DULServiceProvider):  # type: ignore[misc]
+    """The upper layer with deadlines, bounds and no polling."""
+
+    assoc: GuardedAssociation
+    socket: GuardedSocket
+
+    def __init__(self, assoc: GuardedAssociation) -> None:
+        super().__init__(assoc)
+        self._idle_timer = MonotonicTimer(None)
+        self.artim_timer = MonotonicTimer(None)
+        self.daemon = True
+        self._opened_s = time.monotonic()
+        self._is_broken = False
+
+    def send_pdu(self, primitive: object) -> None:
+        """Queue a primitive for the peer and knock."""
+        super().send_pdu(primitive)
+        self.socket.wake()
+
+    def kill_dul(self) -> None:
+        """Ask the thread to end and knock."""
+        super().kill_dul()
+        self.socket.wake()
+
+    def run_reactor(self) -> None:
+        """Serve the state machine until the association is over; always hangs up in the end."""
+        self._idle_timer.start()
+        self.assoc._dul_ready.set()
+        try:
+            while not self._kill_thread:
+                self._step()
+        except Exception:
+            # hostile bytes that got past `_MALFORMED`, or our bug: this association ends, no other
+            log.exception("upper layer failed, association aborted")
+            self._abort_unmannerly()
+        finally:
+            self.socket.hang_up()
+            # wakes a service thread that still waits for a request
+            self.to_user_queue.put(None)
+            self.assoc.news.set()
+
+    def _step(self) -> None:
+        """One event of the state machine, or a sleep.
+
+        Something new is looked for only when all events are done: `_process_recv_primitive` looks
+        at its queue without taking, so a second look would announce the same primitive twice.
+        """
+        if self.event_queue.empty():
+            if self.artim_timer.expired:
+                self.event_queue.put("Evt18")
+            elif not self._process_recv_primitive() and self._is_transport_event():
+                self._idle_timer.restart()
+        try:
+            event = self.event_queue.get(block=False)
+        except queue.Empty:
+            if self._is_served_first():
+                self.socket.sleep(TICK_S)
+            else:
+                self.socket.wait(TICK_S)
+            return
+        self.state_machine.do_action(event)
+        self.assoc.news.set()
+
+    def _is_served_first(self) -> bool:
+        """Whether a request waits already: no more is read until it is served (PS3.7 D.3.3.3)."""
+        return not self.assoc.dimse.msg_queue.empty()
+
+    def _is_transport_event(self) -> bool:
+        if self.state_machine.current_state == "Sta13":
+            # our last word is said; what still comes is of no interest
+            if self._is_broken or not self.socket.wait(LINGER_S, for_peer_only=True):
+                self.socket.close()
+                return True
+            self._read_pdu_data()
+            return True
+        if self._is_served_first() or not self.socket.ready:
+            return False
+        self._read_pdu_data()
+        return True
+
+    def _read_pdu_data(self) -> None:
+        """Read one PDU, or say why not: Evt17 connection lost, Evt19 not acceptable."""
+        if self.state_machine.current_state in ("Sta1", "Sta2"):
+            deadline_s = self._opened_s + self.assoc.acse_timeout
+        else:
+            deadline_s = time.monotonic() + self.assoc.dimse_timeout
+        try:
+            header = self.socket.read(6, deadline_s)
+            if header is None:
+                self._lose("left")
+                return
+            kind, _, length = struct.unpack(">BBL", header)
+            if length > _LONGEST_PDU.get(kind, -1):
+                self._refuse("pdu-too-long" if kind in _LONGEST_PDU else "unknown-pdu")
+                return
+            body = self.socket.read(length, deadline_s)
+            if body is None:
+                self._lose("left")
+                return
+        except TimeoutError:
+            self._lose("stalled")
+            return
+        try:
+            pdu, event = self._decode_pdu(header + body)
+        except _MALFORMED:
+            self._refuse("malformed-pdu")
+            return
+        self._recv_pdu.put(pdu)
+        self.event_queue.put(event)
+
+    def _lose(self, reason: str) -> None:
+        """The peer has gone, which is its right, or did not finish in time what it began."""
+        if self.state_machine.current_state in ("Sta1", "Sta2"):
+            self.assoc.note("no-association-request")
+        elif reason == "stalled":
+            self.assoc.note(reason)
+        self.event_queue.put("Evt17")
+
+    def _refuse(self, reason: str) -> None:
+        """Not acceptable: A-ABORT, and nothing more is read."""
+        self.assoc.note(reason)
+        self._is_broken = True
+        self.event_queue.put("Evt19")
+
+    def _send(self, pdu: object) -> None:
+        super()._send(pdu)
+        # a peer that waits for a slow answer is not idle
+        self._idle_timer.restart()
+
+    def _abort_unmannerly(self) -> None:
+        """A-ABORT past the state machine, which is in no known state."""
+        pdu = A_ABORT_RQ()
+        pdu.source = 0x02
+        pdu.reason_diagnostic = 0x00
+        self.socket.send(pdu.encode())
+        self.assoc.is_aborted = True
+        self.assoc.is_established = False
+        self.assoc._kill = True
+
+
+class GuardedDIMSE(DIMSEServiceProvider):  # type: ignore[misc]
+    """Messages of bounded size; a malformed one ends the association and nothing else."""
+
+    def __init__(self, assoc: GuardedAssociation) -> None:
+        super().__init__(assoc)
+        self._received_bytes = 0
+
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        """Add fragments to the message under way."""
+        for _, fragment in primitive.presentation_data_value_list:
+            self._received_bytes += len(fragment)
+        if self._received_bytes > self.assoc.max_message_bytes:
+            self.message = None
+            self.dul._refuse("message-too-long")
+            return
+        try:
+            super().receive_primitive(primitive)
+        except _MALFORMED:
+            self.message = None
+            self.dul._refuse("malformed-message")
+        if self.message is None:
+            self._received_bytes = 0
+
+
+class GuardedACSE(ACSE):  # type: ignore[misc]
+    """Negotiation that asks first whether this peer may associate at all."""
+
+    def _negotiate_as_acceptor(self) -> None:
+        request: A_ASSOCIATE = self.requestor.primitive
+        self.requestor.ae_title = request.calling_ae_title
+        rejection = self.assoc.hooks.admit(self.assoc)
+        if rejection is None:
+            super()._negotiate_as_acceptor()
+            return
+        self.send_reject(*rejection.value)
+        self.assoc.is_rejected = True
+        self.assoc.kill()
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the owner of a server decides and wants to know; called on the connection's thread."""
+
+    #: May this peer associate? Called once, before anything is agreed.
+    admit: Callable[[GuardedAssociation], Rejection | None]
+    #: Called once for each admitted association; True after a normal release.
+    ended: Callable[[GuardedAssociation, bool], None]
+    #: Something was turned away: a reason of a closed set, and the peer's address.
+    noted: Callable[[str, str], None]
+
+
+class GuardedAssociation(Association):  # type: ignore[misc]
+    """One connection of a peer, from accept to close."""
+
+    dul: GuardedDUL
+    is_established: bool
+
+    def __init__(
+        self,
+        server: GuardedServer,
+        connection: socket.socket,
+        client_address: tuple[str, int],
+    ) -> None:
+        super().__init__(server.ae, MODE_ACCEPTOR)
+        self.hooks = server.hooks
+        self.gate = server.gate
+        self.max_message_bytes = server.max_message_bytes
+        self.news = threading.Event()
+        self.source_address = str(client_address[0])
+        self.opened_s = time.monotonic()
+        self.is_admitted = False
+        self._has_ended = False
+        self._server = server
+        self.name = f"AcceptorThread@{client_address[0]}:{client_address[1]}"
+
+        self.dul = GuardedDUL(self)
+        self.dimse = GuardedDIMSE(self)
+        self.acse = GuardedACSE(self)
+        # again: these setters reach through to the timers of the new upper layer
+        self.acse_timeout = server.ae.acse_timeout
+        self.network_timeout = server.ae.network_timeout
+        self.set_socket(GuardedSocket(self, connection, server.ae.dimse_timeout))
+
+        self.acceptor.maximum_length = MAX_PDU_BYTES
+        self.acceptor.ae_title = server.ae_title
+        self.acceptor.address_info = AddressInformation.from_tuple(server.server_address)
+        self.acceptor.implementation_class_uid = server.ae.implementation_class_uid
+        self.acceptor.implementation_version_name = server.ae.implementation_version_name
+        self.acceptor.supported_contexts = server.contexts
+        self.requestor.address_info = AddressInformation.from_tuple(client_address)
+        self._handlers = server.handlers
+
+    def _bind_defaults(self) -> None:
+        """Nothing: the handlers are the server's."""
+
+    @property
+    def calling_ae_title(self) -> str:
+        """As the peer says."""
+        return str(self.requestor.primitive.calling_ae_title).strip()
+
+    @property
+    def called_ae_title(self) -> str:
+        """Whom the peer means to call."""
+        return str(self.requestor.primitive.called_ae_title).strip()
+
+    @property
+    def is_half_open(self) -> bool:
+        """Connected and not admitted yet."""
+        return not self.is_admitted
+
+    def note(self, reason: str) -> None:
+        """Tell the owner why this connection is turned away."""
+        self.hooks.noted(reason, self.source_address)
+
+    def hang_up(self) -> None:
+        """End at once, from any thread."""
+        self._kill = True
+        self.dul.socket.hang_up()
+        self.news.set()
+
+    def abort_soon(self) -> None:
+        """Ask the connection's own threads to send A-ABORT and end, from any thread."""
+        self.acse.send_abort(0x00)
+        self._kill = True
+        self.news.set()
+
+    def run_reactor(self) -> None:
+        """Negotiate, serve, and in any case close and say so."""
+        try:
+            super().run_reactor()
+        except Exception:
+            # our bug or pynetdicom's: this association ends, no other
+            log.exception("association failed")
+        finally:
+            self._end(self.is_released)
+            self.dul.kill_dul()
+            if self._started_dul:
+                self.dul.join()
+            self.dul.socket.dispose()
+            self.gate.leave(self)
+
+    def _end(self, released: bool) -> None:
+        if self.is_admitted and not self._has_ended:
+            self._has_ended = True
+            self.hooks.ended(self, released)
+
+    def _run_reactor(self) -> None:
+        """Serve requests as they come; woken by the upper layer, never polling."""
+        self._is_paused = False
+        while not self._kill:
+            self.news.wait(TICK_S)
+            self.news.clear()
+            while not self._kill and not self.dimse.msg_queue.empty():
+                context_id, message = self.dimse.get_msg(block=False)
+                self.dul.socket.wake()
+                if message is not None:
+                    self._serve_request(message, context_id)
+            if self.is_established and self.acse.is_release_requested():
+                self.acse.send_release(is_response=True)
+                self.is_released = True
+                self.is_established = False
+                self._end(True)
+                self.kill()
+                return
+            if self.acse.is_aborted():
+                self.is_aborted = True
+                self.is_established = False
+                self.kill()
+                return
+            if not self.dul.is_alive():
+                self.kill()
+                return
+            if self.dul.idle_timer_expired():
+                self.note("idle")
+                self.abort()
+                self.kill()
+                return
+
+
+class Gate:
+    """How many connections there are, from where, and who may come in.
+
+    Connections are capped at twice the associations and some more: enough for every peer above the
+    limit to get a proper rejection, few enough that threads and descriptors stay bounded.
+    """
+
+    def __init__(self, max_associations: int, max_per_source: int) -> None:
+        self._max_associations = max_associations
+        self._max_per_source = max_per_source
+        self._lock = threading.Condition()
+        self._inside: dict[GuardedAssociation, None] = {}  # in order of arrival
+        self._is_closed = False
+
+    @property
+    def count(self) -> int:
+        """Associations that are admitted now."""
+        with self._lock:
+            return sum(each.is_admitted for each in self._inside)
+
+    def has_room(self, source_address: str) -> bool:
+        """Whether one more connection may come; an old half-open one is closed to make room."""
+        with self._lock:
+            if self._is_closed:
+                return False
+            same = [each for each in self._inside if each.source_address == source_address]
+            if len(same) >= 2 * self._max_per_source + 32:
+                return self._make_room(same)
+            if len(self._inside) >= 2 * self._max_associations + 32:
+                return self._make_room(list(self._inside))
+            return True
+
+    def _make_room(self, among: list[GuardedAssociation]) -> bool:
+        born_before = time.monotonic() - YOUNG_S
+        for each in among:
+            if each.is_half_open and each.opened_s < born_before and not each._kill:
+                each.note("half-open")
+                each.hang_up()
+                return True
+        return False
+
+    def enter(self, association: GuardedAssociation) -> None:
+        """Count a connection; before its threads start."""
+        with self._lock:
+            self._inside[association] = None
+
+    def admit(self, association: GuardedAssociation) -> str | None:
+        """Count an association, or give the limit that forbids it."""
+        with self._lock:
+            admitted = [each for each in self._inside if each.is_admitted]
+            if len(admitted) >= self._max_associations:
+                return "association-limit"
+            same = sum(each.source_address == association.source_address for each in admitted)
+            if same >= self._max_per_source:
+                return "source-limit"
+            association.is_admitted = True
+            return None
+
+    def leave(self, association: GuardedAssociation) -> None:
+        """Forget a connection; its threads are done."""
+        with self._lock:
+            self._inside.pop(association, None)
+            self._lock.notify_all()
+
+    def close(self, grace_s: float) -> int:
+        """Let nobody in; give the admitted `grace_s`, then abort. Gives how many were aborted.
+
+        Returns within `grace_s` and `2 * LINGER_S`, whatever the peers and the handlers do.
+        """
+        with self._lock:
+            self._is_closed = True
+            for each in self._inside:
+                if each.is_half_open:
+                    each.hang_up()
+            self._lock.wait_for(lambda: not self._inside, timeout=grace_s)
+            left = list(self._inside)
+            for each in left:
+                each.abort_soon()
+            self._lock.wait_for(lambda: not self._inside, timeout=LINGER_S)
+            for each in self._inside:
+                each.hang_up()
+            self._lock.wait_for(lambda: not self._inside, timeout=LINGER_S)
+        return len(left)
+
+
+class GuardedServer(AssociationServer):  # type: ignore[misc]
+    """One listening socket; connections are counted before anything is spent on them."""
+
+    request_queue_size = 256
+
+    def __init__(
+        self,
+        ae: ApplicationEntity,
+        address: tuple[str, int],
+        contexts: list[PresentationContext],
+        handlers: list[tuple[object, Callable[..., object]]],
+        hooks: Hooks,
+        gate: Gate,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        self.hooks, self.gate, self.max_message_bytes = hooks, gate, max_message_bytes
+        self.connections = 0
+        super().__init__(ae, address, ae.ae_title, contexts, evt_handlers=handlers)
+
+    def _bind_defaults(self) -> None:
+        """The answers pynetdicom gives by itself; none of its log handlers, which print headers."""
+        for event in evt._INTERVENTION_EVENTS:
+            self.bind(event, evt.get_default_handler(event))
+
+    @property
+    def handlers(self) -> dict[object, object]:
+        """The event handlers, shared by all associations of this server."""
+        return dict(self._handlers)
+
+    def verify_request(self, request: socket.socket, client_address: tuple[str, int]) -> bool:
+        """Whether a connection is worth a thread."""
+        if self.gate.has_room(client_address[0]):
+            return True
+        self.hooks.noted("connection-limit", client_address[0])
+        return False
+
+    def process_request(self, request: socket.socket, client_address: tuple[str, int]) -> None:
+        """Start the threads of one connection."""
+        association = GuardedAssociation(self, request, client_address)
+        self.gate.enter(association)
+        try:
+            association.start()
+        except RuntimeError:  # no more threads
+            self.gate.leave(association)
+            association.dul.socket.dispose()
+            self.hooks.noted("connection-limit", client_address[0])
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A connection that could not be set up: one line, no traceback on standard error."""
+        log.error("a connection could not be set up", exc_info=True)
+
+    def service_actions(self) -> None:
+        """Nothing: pynetdicom collects garbage here, which stops all associations for a while."""
+
+    def shutdown(self) -> None:
+        """Stop accepting and close the listening socket."""
+        super(AssociationServer, self).shutdown()
+        self.server_close()
