@@ -644,6 +644,25 @@ def _known_keys(model: type[Section], where: tuple[Any, ...]) -> list[str]:
     return list(node.get("properties", {}))
 
 
+def parse_address(text: str, calling_ae_title: str) -> Destination:
+    """A destination from ``AE@HOST:PORT``, for commands.
+
+    Raises
+    ------
+    ConfigError
+        It is written otherwise.
+    """
+    ae_title, _, rest = text.partition("@")
+    host, _, port = rest.rpartition(":")
+    values = {"ae_title": ae_title, "host": host, "port": port}
+    try:
+        return Destination.model_validate(
+            {"type": "dimse", "calling_ae_title": calling_ae_title, **values}
+        )
+    except ValidationError as error:
+        raise ConfigError(f"found {text!r}, wanted AE@HOST:PORT") from error
+
+
 # ------------------------------------------------------------------ the whole config
 
 

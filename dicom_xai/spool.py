@@ -119,7 +119,7 @@ class Spool:
         """Forget a key; one that is gone already is no error."""
         self._path(key).unlink(missing_ok=True)
 
-    def keys(self) -> Iterator[tuple[str, float]]:
+    def entries(self) -> Iterator[tuple[str, float]]:
         """Every key with its modification time, seconds since the epoch."""
         for shard in _SHARDS:
             for entry in os.scandir(self._directory / shard):

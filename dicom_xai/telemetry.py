@@ -43,6 +43,8 @@ TRIAGE_BUCKETS = (
     *(0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0),
     *(2.5, 3.0, 5.0, 10.0, 30.0, 120.0, 600.0),
 )
+#: Where metrics are registered; the library's own class, for those who may not import it.
+Registry = CollectorRegistry
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -129,8 +131,8 @@ class Metrics:
         )
         self.results_skipped = Counter(
             "dicom_xai_results_skipped_total",
-            "Objects planned and not made.",
-            ["kind", "reason"],
+            "Objects planned and not made; the log says why.",
+            ["kind", "route"],
             registry=registry,
         )
         self.deliveries = Counter(

@@ -33,9 +33,6 @@ from dicom_xai.study import (
     Unit,
 )
 
-#: A job that was claimed so often without an end is parked: it may be what kills the worker.
-MAX_ATTEMPTS = 5
-
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
@@ -60,8 +57,7 @@ class Jobs:
     def claim(self, lease_s: float) -> Job | None:
         """Take the most urgent job: STAT before routine, then the earliest deadline.
 
-        A job whose lease ran out counts as queued. One that was claimed `MAX_ATTEMPTS` times is
-        parked as failed.
+        A job whose lease ran out counts as queued; `attempts` tells how often that happened.
         """
 
         def run(connection: Connection) -> Job | None:
@@ -70,21 +66,11 @@ class Jobs:
                 and_(job.c.state == JobState.QUEUED, job.c.not_before <= now),
                 and_(job.c.state == JobState.RUNNING, job.c.lease_until < now),
             )
-            while True:
-                row = connection.execute(
-                    select(job).where(free).order_by(job.c.rank, job.c.deadline_at).limit(1)
-                ).first()
-                if row is None:
-                    return None
-                if row.attempts < MAX_ATTEMPTS:
-                    break
-                reason = f"the worker ended {row.attempts} times on this job"
-                connection.execute(
-                    update(job)
-                    .where(job.c.id == row.id)
-                    .values(state=JobState.FAILED, note=reason, token=job.c.token + 1)
-                )
-                note_event(connection, "job-parked", str(row.id), reason)
+            row = connection.execute(
+                select(job).where(free).order_by(job.c.rank, job.c.deadline_at).limit(1)
+            ).first()
+            if row is None:
+                return None
             connection.execute(
                 update(job)
                 .where(job.c.id == row.id)

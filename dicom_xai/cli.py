@@ -1,0 +1,377 @@
+"""The command line: `dicom-xai run | check | demo | explain | send | ledger | doctor`.
+
+Data goes to standard output, everything else to standard error. Exit codes: 0 all is well, 1
+something to look at, 2 it cannot be done. Commands import what they need when they run, so that
+`--help`, the receiver and the sender never load torch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dicom_xai import __version__
+from dicom_xai.config import ModelCard, load, nearest, parse, parse_address
+from dicom_xai.errors import ConfigError, DicomXaiError
+from dicom_xai.ledger import Ledger
+from dicom_xai.service.role import RoleName
+
+app = typer.Typer(
+    name="dicom-xai",
+    help="A DICOM service that sends explained AI results back to the PACS within two seconds.\n\n"
+    "Research only: not for diagnosis.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+ledger_app = typer.Typer(
+    help="Look at what is known about studies, jobs and deliveries, and act on them.",
+    no_args_is_help=True,
+)
+app.add_typer(ledger_app, name="ledger")
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+ConfigOption = Annotated[
+    Path,
+    typer.Option("--config", "-c", help="The service's config file.", show_default=True),
+]
+DEFAULT_CONFIG = Path("config/dicom-xai.yaml")
+
+
+def main() -> None:
+    """Run a command; errors of ours become one clear sentence and exit code 2."""
+    try:
+        app()
+    except DicomXaiError as error:
+        for line in str(error).splitlines():
+            err.print(line, markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dicom-xai {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    config: ConfigOption = DEFAULT_CONFIG,
+    role: Annotated[
+        RoleName | None, typer.Option(help="Run this role alone; default: all, supervised.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Of a worker: auto, cpu or cuda:N.")] = "auto",
+) -> None:
+    """Serve: receive studies, triage them, deliver results. SIGHUP reloads, SIGTERM stops."""
+    from dicom_xai.service.role import Context, Role, run_role
+
+    if role is None:
+        from dicom_xai.service.supervisor import Supervisor
+        from dicom_xai.telemetry import Log
+
+        raise typer.Exit(Supervisor(config, Log()).run())
+
+    def make(context: Context) -> Role:
+        if role is RoleName.RECEIVER:
+            from dicom_xai.service.receiver import Receiver
+
+            return Receiver(context)
+        if role is RoleName.SENDER:
+            from dicom_xai.service.sender import Sender
+
+            return Sender(context)
+        from dicom_xai.service.worker import Worker
+
+        return Worker(context, device)
+
+    raise typer.Exit(run_role(role, config, make))
+
+
+@app.command()
+def check(
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Prove a config without serving it: files, names, routes' tests, models' self-tests.
+
+    Exit code 0: clean. 1: warnings only. 2: errors.
+    """
+    from dicom_xai.service.check import check as run_check
+
+    report = run_check(config)
+    if as_json:
+        problems = [{**asdict(problem), "file": str(problem.file)} for problem in report.problems]
+        models = [asdict(model) for model in report.models]
+        typer.echo(json.dumps({"problems": problems, "models": models}, indent=2))
+        raise typer.Exit(report.exit_code)
+    for problem in report.problems:
+        out.print(str(problem), markup=False, soft_wrap=True)
+    for model in report.models:
+        identical = "bit-identical" if model.is_bit_identical else "within tolerance"
+        nodes = ", ".join(f"{count} on {name}" for name, count in model.backward_nodes.items())
+        out.print(
+            f"model {model.model} {model.version} on {model.device}: prediction {identical} to the "
+            f"plain model, {model.explainer} of {model.layer}, appended nodes {nodes or 'fused'}, "
+            f"{model.seconds_per_image * 1e3:.1f} ms an image "
+            f"({model.plain_seconds_per_image * 1e3:.1f} without explanation)",
+            markup=False,
+            soft_wrap=True,
+        )
+    words = {0: "clean", 1: "works, with warnings", 2: "has errors: not usable"}
+    out.print(f"{config}: {words[report.exit_code]}", markup=False, soft_wrap=True)
+    raise typer.Exit(report.exit_code)
+
+
+@app.command()
+def demo(
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Where results go; default: a new folder here.")
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Go on serving until Ctrl-C, to look at the metrics.")
+    ] = False,
+) -> None:
+    """Start everything, send phantom studies over real C-STORE, show what came back."""
+    from dicom_xai.demo.show import show
+
+    raise typer.Exit(show(folder, keep, out))
+
+
+@app.command()
+def explain(
+    files: Annotated[list[Path], typer.Argument(help="DICOM files.", exists=True, dir_okay=False)],
+    model: Annotated[str, typer.Option("--model", help="Name of a model card.")],
+    folder: Annotated[Path, typer.Option("--out", help="Where results go; made when absent.")],
+    method: Annotated[str, typer.Option("--method", help="How to explain.")] = "grad-cam",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    models: Annotated[
+        Path | None, typer.Option("--models", help="Folder of model cards; default: the bundled.")
+    ] = None,
+) -> None:
+    """Run the pipeline on files, without network: writes SC and SEG as DICOM, and PNG pictures."""
+    from dicom_xai.explain import EXPLAINERS
+    from dicom_xai.infer.session import resolve_device
+    from dicom_xai.service.files import explain_files, write_results
+
+    card = _card(model, models)
+    if method not in EXPLAINERS:
+        raise ConfigError(f"no method {method!r}{nearest(method, list(EXPLAINERS))}")
+    folder.mkdir(parents=True, exist_ok=True)
+    worst = 0
+    for unit in explain_files(files, card, resolve_device(device), method):
+        if unit.outcome is None:
+            err.print(f"{unit.unit.key}: {unit.reason}", markup=False, soft_wrap=True)
+            worst = 1
+            continue
+        findings = ", ".join(
+            f"{finding.name} {finding.score:.2f}{' *' if finding.is_positive else ''}"
+            for finding in unit.outcome.explanation.findings
+        )
+        out.print(f"{unit.unit.key}: {findings}", markup=False, soft_wrap=True)
+        for path in write_results(unit, folder):
+            out.print(f"  {path}", markup=False, soft_wrap=True)
+    raise typer.Exit(worst)
+
+
+@app.command()
+def send(
+    files: Annotated[list[Path], typer.Argument(help="DICOM files or folders.", exists=True)],
+    to: Annotated[str, typer.Option("--to", help="AE@HOST:PORT, for example PACS@10.0.0.5:104.")],
+    calling: Annotated[str, typer.Option(help="Our AE title.")] = "DICOM_XAI",
+) -> None:
+    """Send DICOM files by C-STORE over one association, and show each answer."""
+    from dicom_xai.deliver.storage_scu import send_files
+
+    worst = 0
+    for answer in send_files(_files(files), parse_address(to, calling)):
+        good = answer.is_delivered
+        out.print(f"{answer.path}: {answer.words}", markup=False, soft_wrap=True)
+        worst = worst if good else 1
+    raise typer.Exit(worst)
+
+
+@app.command()
+def doctor(
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Look at everything the service needs: config, disk, ledger, ports, device, destinations.
+
+    Exit code 0: all is well. 1: something to look at. 2: the service cannot run.
+    """
+    from dicom_xai.service.doctor import examine
+
+    findings = examine(config)
+    if as_json:
+        typer.echo(json.dumps([asdict(item) for item in findings], indent=2))
+    else:
+        table = Table("", "what", "found", box=None, pad_edge=False)
+        marks = {0: "[green]ok[/]", 1: "[yellow]look[/]", 2: "[red]bad[/]"}
+        for item in findings:
+            table.add_row(marks[item.severity], item.what, item.found)
+        out.print(table)
+    raise typer.Exit(max(item.severity for item in findings))
+
+
+# ------------------------------------------------------------------ ledger
+
+
+@ledger_app.command("jobs")
+def ledger_jobs(
+    config: ConfigOption = DEFAULT_CONFIG,
+    state: Annotated[list[str] | None, typer.Option(help="queued, running, done, failed.")] = None,
+) -> None:
+    """The newest jobs."""
+    with _Opened(config) as ledger:
+        _print_rows(ledger.upkeep.job_rows(tuple(state or ())))
+
+
+@ledger_app.command("deliveries")
+def ledger_deliveries(
+    config: ConfigOption = DEFAULT_CONFIG,
+    state: Annotated[
+        list[str] | None, typer.Option(help="pending, sending, sent, dead, skipped.")
+    ] = None,
+) -> None:
+    """The newest deliveries."""
+    with _Opened(config) as ledger:
+        _print_rows(ledger.upkeep.delivery_rows(tuple(state or ())))
+
+
+@ledger_app.command("events")
+def ledger_events(config: ConfigOption = DEFAULT_CONFIG, limit: int = 50) -> None:
+    """The history's newest lines."""
+    with _Opened(config) as ledger:
+        _print_rows(ledger.upkeep.events(limit))
+
+
+@ledger_app.command("why")
+def ledger_why(
+    uid: Annotated[str, typer.Argument(help="A Study, Series or SOP Instance UID.")],
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Why a study was or was not triaged: routing, units, jobs, deliveries."""
+    with _Opened(config) as ledger:
+        rows = ledger.upkeep.why(uid)
+    if not rows:
+        err.print(f"nothing is known about {uid}")
+        raise typer.Exit(1)
+    for row in rows:
+        typer.echo(json.dumps({key: value for key, value in row.items() if value is not None}))
+
+
+@ledger_app.command("retry")
+def ledger_retry(
+    job: Annotated[int, typer.Argument(help="The job's number, from `ledger jobs`.")],
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Run an ended job again; its results keep their UIDs and are sent again."""
+    with _Opened(config) as ledger:
+        _report(ledger.jobs.retry(job), f"job {job} is queued", f"no ended job {job}")
+        ledger.ring("worker")
+
+
+@ledger_app.command("requeue")
+def ledger_requeue(
+    delivery: Annotated[int, typer.Argument(help="The number, from `ledger deliveries`.")],
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Send a dead letter again."""
+    with _Opened(config) as ledger:
+        done = ledger.deliveries.requeue(delivery)
+        _report(done, f"delivery {delivery} is queued", f"no dead delivery {delivery}")
+        ledger.ring("sender")
+
+
+@ledger_app.command("skip")
+def ledger_skip(
+    delivery: Annotated[int, typer.Argument(help="The number, from `ledger deliveries`.")],
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Close a dead letter without sending it."""
+    with _Opened(config) as ledger:
+        done = ledger.deliveries.skip(delivery)
+        _report(done, f"delivery {delivery} is skipped", f"no dead delivery {delivery}")
+
+
+class _Opened:
+    """The ledger that a config names."""
+
+    def __init__(self, config: Path) -> None:
+        loaded, _ = load(config)
+        self._ledger = Ledger(loaded.service.ledger.url)
+
+    def __enter__(self) -> Ledger:
+        return self._ledger
+
+    def __exit__(self, *_: object) -> None:
+        self._ledger.close()
+
+
+def _report(done: bool, yes: str, no: str) -> None:
+    if not done:
+        err.print(no)
+        raise typer.Exit(1)
+    out.print(yes)
+
+
+def _print_rows(rows: Sequence[Mapping[str, object]]) -> None:
+    if not rows:
+        err.print("nothing")
+        return
+    table = Table(*rows[0], box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*("" if value is None else _cell(value) for value in row.values()))
+    out.print(table)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+# ------------------------------------------------------------------ arguments
+
+
+def _card(name: str, folder: Path | None) -> ModelCard:
+    """A model card by name, with its file's path made absolute."""
+    with resources.as_file(resources.files("dicom_xai") / "bundled" / "models") as bundled:
+        where = folder or bundled
+        known = sorted(path.stem for path in where.glob("*.yaml"))
+        if name not in known:
+            near = nearest(name, known) or f"; known: {', '.join(known) or 'none'}"
+            raise ConfigError(f"--model: no card {name!r} in {where}{near}")
+        card, _ = parse(where / f"{name}.yaml", ModelCard)
+        return card.model_copy(update={"file": (where / card.file).resolve()})
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    """Files as they are, folders with everything below them."""
+    found: list[Path] = []
+    for path in paths:
+        found += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    if not found:
+        raise ConfigError("there is no file to send")
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""One job, start to finish, on one page: decode -> infer + explain -> encode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dicom_xai import identity
+from dicom_xai.config import Compression, Destination, Route
+from dicom_xai.decode.geometry import stack
+from dicom_xai.decode.normalize import display, stack_inputs
+from dicom_xai.decode.pixels import decode, read_header
+from dicom_xai.encode import Encoded, Planned, encode_note, encode_results
+from dicom_xai.errors import StudyError
+from dicom_xai.explain.choose import Choice, choose
+from dicom_xai.explain.heatmap import explain, to_source
+from dicom_xai.explain.served import ServedModel
+from dicom_xai.stages import Deadline, Stage
+from dicom_xai.study import Explanation, Finding, Frame, Instance, Job, ObjectKind, Volume
+
+if TYPE_CHECKING:
+    import torch
+
+#: Stored in the job when the deadline left time for the prediction alone.
+PREDICTION_ONLY = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a job needs from outside.
+
+    Attributes
+    ----------
+    read : callable
+        The bytes of an instance, as stored.
+    destinations : mapping
+        By name; they say how objects are compressed.
+    stage : callable
+        A context in which a stage runs: it is timed, and a watcher knows where the job is.
+    fix_explainer : callable
+        Writes the chosen explainer into the job's row before it runs.
+    rest_s : float
+        Expected seconds from inference to triage, from earlier jobs of this model.
+    """
+
+    read: Callable[[Instance], bytes]
+    destinations: Mapping[str, Destination]
+    stage: Callable[[Stage], AbstractContextManager[None]]
+    fix_explainer: Callable[[str], None]
+    rest_s: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What a job came to.
+
+    Attributes
+    ----------
+    objects : tuple of Encoded
+        To be put into the spool.
+    explanation : Explanation
+    skipped : tuple of (ObjectKind, str)
+        Planned kinds that were not made, and why.
+    problems : tuple of str
+        What was odd about the images.
+    degraded : str
+        What was left out to hold the budget; empty when nothing was.
+    owes_map : bool
+        The map is to follow as an amendment.
+    """
+
+    objects: tuple[Encoded, ...]
+    explanation: Explanation
+    skipped: tuple[tuple[ObjectKind, str], ...]
+    problems: tuple[str, ...]
+    degraded: str
+    owes_map: bool
+
+
+def run(job: Job, model: ServedModel, deadline: Deadline, tools: Tools) -> Outcome:
+    """Make all results of one job.
+
+    Parameters
+    ----------
+    job : Job
+        Claimed.
+    model : ServedModel
+        The one that the job names.
+    deadline : Deadline
+        Decides how far down the route's list of explainers to go; passing it raises nothing here.
+    tools : Tools
+
+    Raises
+    ------
+    StudyError
+        The unit cannot be done; it is not retried.
+    TransientError
+        Device or ledger are busy; the job is retried.
+    """
+    route = Route.model_validate_json(job.route_json)
+    with tools.stage(Stage.DECODE):
+        volume = stack(tuple(_frames(job, model, tools)))
+        images, placements = stack_inputs(volume.frames, model.card.inputs[0])
+    choice = _choose(job, route, model, deadline, tools, len(volume.frames))
+    with tools.stage(Stage.INFER):
+        prediction = model.predict(images, placements, choice.explainer)
+    with tools.stage(Stage.EXPLAIN):
+        graph = model.graph(choice.explainer) if choice.explainer else None
+        explanation = explain(
+            prediction,
+            model.card,
+            route.findings,
+            graph.method if graph else "",
+            graph.layer if graph else "",
+            choice.degraded,
+        )
+    with tools.stage(Stage.ENCODE):
+        made = encode_results(
+            job,
+            model.card,
+            volume,
+            explanation,
+            plan_objects(route, tools.destinations),
+            tools.read,
+            heat_of=_heat_of,
+            display_of=_display_of(volume),
+        )
+    return Outcome(
+        objects=made.objects,
+        explanation=explanation,
+        skipped=made.skipped,
+        problems=volume.geometry.problems,
+        degraded=choice.degraded,
+        owes_map=not choice.explainer,
+    )
+
+
+def fail(job: Job, reason: str, tools: Tools) -> tuple[Encoded, ...]:
+    """The note that tells a radiologist why there is no result, if the route wants one.
+
+    Raises
+    ------
+    StudyError
+        Not even a note can be made: no source has a readable header.
+    """
+    route = Route.model_validate_json(job.route_json)
+    if route.on_failure == "silent":
+        return ()
+    source = job.instances[0]
+    header = read_header(tools.read(source))
+    plan = plan_objects(route, tools.destinations)
+    return tuple(encode_note(job, reason, source, header, plan, tools.read))
+
+
+def plan_objects(route: Route, destinations: Mapping[str, Destination]) -> list[Planned]:
+    """What to make: each kind once for each compression that one of its destinations wants.
+
+    Raises
+    ------
+    StudyError
+        No destination of the route is in the config any more.
+    """
+    wanted: dict[tuple[ObjectKind, Compression, int], list[str]] = {}
+    for rule in route.send:
+        kind = ObjectKind(rule.object)
+        for name in (name for name in rule.to if name in destinations):
+            compression = destinations[name].compress
+            if kind is ObjectKind.SEG and compression is Compression.JPEG:
+                compression = Compression.NONE  # a segmentation is never lossy
+            wanted.setdefault((kind, compression, rule.slices or 1), []).append(name)
+    if not wanted:
+        raise StudyError(f"no destination of route {route.name!r} is configured any more")
+    return [
+        Planned(kind, compression, tuple(dict.fromkeys(names)), slices)
+        for (kind, compression, slices), names in wanted.items()
+    ]
+
+
+def _frames(job: Job, model: ServedModel, tools: Tools) -> Iterator[Frame]:
+    """All frames of the unit, once its instances agree on whose they are."""
+    files = [(instance, tools.read(instance)) for instance in job.instances]
+    identity.check_agreement(identity.read_block(file) for _, file in files)
+    for instance, file in files:
+        yield from decode(instance, file, model.device.torch)
+
+
+def _choose(
+    job: Job, route: Route, model: ServedModel, deadline: Deadline, tools: Tools, images: int
+) -> Choice:
+    """The explainer that an earlier try fixed, else the one that fits, fixed before it runs."""
+    if job.explainer:
+        name = "" if job.explainer == PREDICTION_ONLY else job.explainer
+        return Choice(name, "" if name else "prediction first, map to follow")
+    choice = choose(
+        route.explain,
+        model.costs.explained_s,
+        model.costs.plain_s,
+        images,
+        tools.rest_s,
+        deadline.remaining_s,
+    )
+    tools.fix_explainer(choice.explainer or PREDICTION_ONLY)
+    return choice
+
+
+def _heat_of(finding: Finding, frame: int) -> torch.Tensor:
+    if finding.attribution is None:
+        raise StudyError(f"finding {finding.name} has no map")
+    return to_source(finding.attribution.heat[frame], finding.attribution.placements[frame])
+
+
+def _display_of(volume: Volume) -> Callable[[int], torch.Tensor]:
+    def shown(frame: int) -> torch.Tensor:
+        return display(volume.frames[frame])
+
+    return shown

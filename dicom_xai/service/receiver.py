@@ -1,0 +1,303 @@
+"""The receiver: bytes in, durable; routed in the same transaction; units made ready in time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dicom_xai import dimse, identity
+from dicom_xai.config import Config, Route, TriggerKind
+from dicom_xai.errors import DicomXaiError, DuplicateInstanceError
+from dicom_xai.ledger import ORPHAN_AGE_S, Disposition, Recorded, Wanted
+from dicom_xai.receive import completion
+from dicom_xai.receive.storage_scp import Arrival, StorageSCP, TransferEnd
+from dicom_xai.route.plan import plan_instance, unit_of
+from dicom_xai.service.role import Context
+from dicom_xai.stages import Stage
+from dicom_xai.study import Candidate, Instance, Per, Sender
+from dicom_xai.telemetry import Event
+
+#: An association that its receiver has not renewed for so long is lost.
+TRANSFER_LEASE_S = 15.0
+#: Between two looks at deadlines and timers when nothing rings.
+LONGEST_WAIT_S = 1.0
+#: Between two rounds of retention.
+RETENTION_EVERY_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Policy:
+    """What of the config decides about an instance; swapped as one on reload."""
+
+    config: Config
+    default_per: Mapping[str, Per]
+
+
+class Receiver:
+    """The role.
+
+    Parameters
+    ----------
+    context : Context
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._policy = _policy(context.config)
+        self._scp = self._make_scp(context.config)
+        self._bell = context.ledger.listen("receiver")
+        self._transfers: set[int] = set()
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._loop = threading.Thread(target=self._complete_forever, name="completion")
+        self._failure: BaseException | None = None
+        self._swept_at = float("-inf")
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The ports in the order of the config's listeners."""
+        return self._scp.ports
+
+    # -------------------------------------------------------------- the role's life
+
+    def start(self) -> None:
+        """Recover what an earlier process left, then listen."""
+        removed = self._context.spool.sweep()
+        if removed:
+            self._context.log.warning(Event.SWEPT, count=removed)
+        self._loop.start()
+        self._scp.start()
+        for listener, port in zip(
+            self._policy.config.service.receive.listeners, self.ports, strict=True
+        ):
+            self._context.log.info(
+                Event.LISTENING, ae_title=listener.ae_title, host=listener.host, port=port
+            )
+
+    def tick(self) -> None:
+        """Keep the associations' leases and the clock; forget what is old."""
+        if self._failure is not None:
+            raise self._failure
+        ledger = self._context.ledger
+        self._context.metrics.associations.set(self._scp.associations)
+        with self._lock:
+            transfers = list(self._transfers)
+        ledger.arrivals.renew_transfers(transfers, TRANSFER_LEASE_S)
+        lost = ledger.arrivals.lose_transfers()
+        if lost:
+            self._context.log.warning(Event.RECOVERED, count=lost)
+            ledger.ring("receiver")
+        ledger.upkeep.tick()
+        if ledger.now() - self._swept_at > RETENTION_EVERY_S:
+            self._swept_at = ledger.now()
+            self._forget()
+
+    def use(self, config: Config) -> None:
+        """Route by another config; listen anew only when the receive section changed."""
+        old = self._policy.config
+        policy = _policy(config)
+        if config.service.receive != old.service.receive:
+            self._scp.stop(0.0)
+            try:
+                scp = self._make_scp(config)
+                scp.start()
+            except (DicomXaiError, OSError):
+                self._scp = self._make_scp(old)
+                self._scp.start()
+                raise
+            self._scp = scp
+        self._policy = policy
+
+    def stop(self, grace_s: float) -> None:
+        """Stop listening, let associations end, stop the completion loop."""
+        self._scp.stop(grace_s)
+        self._stopping.set()
+        self._context.ledger.ring("receiver")
+        if self._loop.is_alive():
+            self._loop.join()
+        self._bell.close()
+
+    def _make_scp(self, config: Config) -> StorageSCP:
+        return StorageSCP(config.service.receive, self, self._refused)
+
+    # -------------------------------------------------------------- the door
+
+    def opened(self, sender: Sender) -> int:
+        """An association is about to store its first object; gives the transfer's id."""
+        transfer = self._context.ledger.arrivals.open_transfer(sender, TRANSFER_LEASE_S)
+        with self._lock:
+            self._transfers.add(transfer)
+        return transfer
+
+    def accept(self, arrival: Arrival, transfer: int) -> None:
+        """Store an instance and make it known; returns only when both are durable.
+
+        Raises
+        ------
+        RefusedError
+            Nothing is kept, but for a conflicting duplicate, which is quarantined.
+        """
+        context = self._context
+        started = context.ledger.now()
+        context.spool.check_room(arrival.size_bytes)
+        disposition, wanted, trace = self._route(arrival)
+        key = context.spool.put(arrival.file)
+        instance = Instance(
+            sop_instance_uid=arrival.sop_instance_uid,
+            sop_class_uid=arrival.sop_class_uid,
+            series_instance_uid=arrival.series_instance_uid,
+            study_instance_uid=arrival.study_instance_uid,
+            transfer_syntax_uid=arrival.transfer_syntax_uid,
+            spool_key=key,
+            sha256=arrival.data_set_sha256,
+            size_bytes=arrival.size_bytes,
+            sender=arrival.sender,
+        )
+        recorded = context.ledger.arrivals.record(instance, disposition, transfer, wanted, trace)
+        if recorded is Recorded.DUPLICATE:
+            context.spool.delete(key)
+        if recorded is Recorded.CONFLICT:
+            context.log.error(Event.INSTANCE_CONFLICT, sop_instance_uid=arrival.sop_instance_uid)
+            raise DuplicateInstanceError(
+                f"SOP Instance {arrival.sop_instance_uid} is here with other content; the new "
+                "one is quarantined"
+            )
+        outcome = disposition if recorded is Recorded.STORED else recorded
+        context.metrics.instances_received.labels(outcome).inc()
+        context.metrics.received_bytes.inc(instance.size_bytes)
+        elapsed_s = context.ledger.now() - started
+        context.metrics.stage_seconds.labels(Stage.RECEIVE, "").observe(elapsed_s)
+        context.log.info(
+            Event.INSTANCE_STORED,
+            sop_instance_uid=arrival.sop_instance_uid,
+            study_instance_uid=arrival.study_instance_uid,
+            outcome=outcome,
+            size_bytes=instance.size_bytes,
+            elapsed_s=round(elapsed_s, 4),
+        )
+        if recorded is Recorded.STORED and wanted:
+            context.ledger.ring(
+                "worker" if any(want.fires_at_once for want in wanted) else "receiver"
+            )
+
+    def closed(self, transfer: int, how: TransferEnd) -> None:
+        """An association ended; the units it held may be complete now."""
+        with self._lock:
+            self._transfers.discard(transfer)
+        waiting = self._context.ledger.arrivals.close_transfer(
+            transfer, is_released=how is TransferEnd.RELEASED
+        )
+        for candidate in waiting:
+            self._decide(candidate)
+
+    def _refused(self, reason: str, sender: Sender) -> None:
+        self._context.metrics.instances_refused.labels(reason).inc()
+        self._context.log.warning(Event.INSTANCE_REFUSED, reason=reason, listener=sender.listener)
+
+    def _route(self, arrival: Arrival) -> tuple[Disposition, list[Wanted], str]:
+        """What becomes of an instance, and which routes want its unit."""
+        policy = self._policy
+        kind = dimse.ignored_kind(arrival.sop_class_uid)
+        if identity.is_ours(arrival.header):
+            return Disposition.OWN, [], ""
+        if kind is not None:
+            return Disposition.IGNORED, [], ""
+        started = self._context.ledger.now()
+        found = plan_instance(arrival.header, arrival.sender, policy.config.routes)
+        uids = (
+            arrival.study_instance_uid,
+            arrival.series_instance_uid,
+            arrival.sop_instance_uid,
+        )
+        wanted = [_wanted(route, policy, uids) for route in found.routes]
+        elapsed_s = self._context.ledger.now() - started
+        self._context.metrics.stage_seconds.labels(Stage.ROUTE, "").observe(elapsed_s)
+        return (Disposition.ROUTED if wanted else Disposition.UNROUTED), wanted, found.trace
+
+    # -------------------------------------------------------------- completion
+
+    def _complete_forever(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                for candidate in self._context.ledger.arrivals.due():
+                    self._decide(candidate)
+                self._count_overdue()
+                self._bell.wait(self._pause_s())
+        except BaseException as error:  # noqa: BLE001  # handed to tick, which ends the role
+            self._failure = error
+
+    def _pause_s(self) -> float:
+        """Until the next timer or deadline, at most `LONGEST_WAIT_S`."""
+        ledger = self._context.ledger
+        moments = (ledger.arrivals.next_due_at(), ledger.upkeep.next_deadline_at())
+        soonest = min((at for at in moments if at is not None), default=float("inf"))
+        return max(0.002, min(LONGEST_WAIT_S, soonest - ledger.now()))
+
+    def _decide(self, candidate: Candidate) -> None:
+        """Ask `completion` about one unit and tell the ledger what it said."""
+        arrivals = self._context.ledger.arrivals
+        policy = Route.model_validate_json(candidate.route_json)
+        verdict = completion.decide(candidate, policy, self._context.ledger.now())
+        fields = {"unit": candidate.unit.key, "route": candidate.route, "trigger": verdict.fired}
+        if verdict.step is completion.Step.WAIT:
+            arrivals.look_again(candidate, verdict.at)
+        elif verdict.step is completion.Step.HOLD:
+            if arrivals.hold(candidate, verdict.fired):
+                self._context.log.warning(Event.UNIT_HELD, **fields)
+        elif arrivals.make_ready(
+            candidate, verdict.fired, verdict.at, policy.priority, policy.budget_s
+        ):
+            self._context.ledger.ring("worker")
+            self._context.log.info(Event.UNIT_READY, **fields)
+        else:
+            # it changed meanwhile, or an earlier job of the unit still runs: look again soon
+            arrivals.look_again(candidate, self._context.ledger.now() + 0.1)
+
+    def _count_overdue(self) -> None:
+        for overdue in self._context.ledger.upkeep.overdue():
+            self._context.metrics.budget_exceeded.labels(overdue.route, overdue.stage).inc()
+            self._context.log.warning(
+                Event.BUDGET_EXCEEDED,
+                job=overdue.job_id,
+                route=overdue.route,
+                stage=overdue.stage,
+            )
+
+    def _forget(self) -> None:
+        """Delete what is delivered and old, and files that no row knows."""
+        context = self._context
+        keys = context.ledger.upkeep.expire(self._policy.config.service.spool.keep_days)
+        now = time.time()  # file times are in it; ORPHAN_AGE_S allows for its jumps
+        keys += [
+            key
+            for key, modified in context.spool.entries()
+            if now - modified > ORPHAN_AGE_S and not context.ledger.upkeep.is_known_key(key)
+        ]
+        for key in keys:
+            context.spool.delete(key)
+        if keys:
+            context.log.info(Event.SWEPT, count=len(keys))
+
+
+def _policy(config: Config) -> _Policy:
+    return _Policy(
+        config=config,
+        default_per={name: card.default_per for name, card in config.cards.items()},
+    )
+
+
+def _wanted(route: Route, policy: _Policy, uids: tuple[str, str, str]) -> Wanted:
+    return Wanted(
+        unit=unit_of(route, policy.default_per, uids),
+        route=route.name,
+        route_json=route.model_dump_json(by_alias=True, exclude_none=True),
+        model=route.model,
+        model_digest=policy.config.cards[route.model].digest,
+        fires_at_once=route.trigger is TriggerKind.INSTANCE,
+        quiet_s=route.quiet_s if route.trigger is TriggerKind.QUIET else None,
+        max_wait_s=route.max_wait_s,
+        priority=route.priority,
+        budget_s=route.budget_s,
+    )

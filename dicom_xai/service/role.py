@@ -1,0 +1,214 @@
+"""What every role's process does: open ledger and spool, tick, reload on SIGHUP, stop on SIGTERM.
+
+A role never exits halfway for a reload: the new config is loaded whole and handed over once; when
+anything is wrong with it the old one stays and a line says so.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from dicom_xai import __version__
+from dicom_xai.config import Config, load
+from dicom_xai.errors import DicomXaiError
+from dicom_xai.ledger import Ledger
+from dicom_xai.service.notify import Notifier
+from dicom_xai.spool import Spool
+from dicom_xai.telemetry import (
+    MULTIPROCESS_VARIABLE,
+    BuildCollector,
+    Event,
+    HTTPFace,
+    LedgerCollector,
+    LedgerState,
+    Log,
+    Metrics,
+    Registry,
+    quiet_libraries,
+)
+
+TICK_S = 1.0
+#: A role that has not ticked for so long is stuck.
+STUCK_AFTER_S = 15.0
+#: How long SIGTERM waits for work under way.
+GRACE_S = 10.0
+
+
+class RoleName(StrEnum):
+    """The roles; the order of the members is the order of the telemetry ports."""
+
+    RECEIVER = "receiver"
+    WORKER = "worker"
+    SENDER = "sender"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a role is given."""
+
+    config: Config
+    ledger: Ledger
+    spool: Spool
+    metrics: Metrics
+    log: Log
+
+
+class Role(Protocol):
+    """What a role's process runs."""
+
+    def start(self) -> None:
+        """Take work from now on; returns when ready for it."""
+
+    def tick(self) -> None:
+        """Called every `TICK_S` seconds; an exception ends the process."""
+
+    def use(self, config: Config) -> None:
+        """Go on with another config; raises and keeps the old one when it cannot."""
+
+    def stop(self, grace_s: float) -> None:
+        """Take no more work and return within the grace time."""
+
+
+def open_context(config: Config, role: str, registry: Registry, log: Log) -> Context:
+    """Ledger, spool and metrics for one process."""
+    return Context(
+        config=config,
+        ledger=Ledger(config.service.ledger.url),
+        spool=Spool(config.service.spool.directory, config.service.spool.min_free_bytes),
+        metrics=Metrics(registry),
+        log=log.bind(role=role),
+    )
+
+
+def ledger_state(ledger: Ledger, spool: Spool) -> LedgerState:
+    """What a scrape shows of ledger and spool."""
+    depths = ledger.upkeep.depths()
+    return LedgerState(
+        depths=depths.rows,
+        outbox_depths=depths.outbox,
+        oldest_waiting_s=depths.oldest_s,
+        dead_letters=depths.dead,
+        quarantined=depths.quarantined,
+        free_bytes=spool.free_bytes,
+    )
+
+
+def run_role(name: RoleName, path: Path, make: Callable[[Context], Role]) -> int:
+    """Run one role until it is told to stop; gives the exit status.
+
+    Parameters
+    ----------
+    name : RoleName
+    path : Path
+        The service's config file.
+    make : callable
+        Builds the role.
+
+    Raises
+    ------
+    ConfigError
+        The config is wrong at start; nothing was started.
+    """
+    quiet_libraries()
+    log = Log()
+    config, lint = load(path)
+    registry = Registry()
+    context = open_context(config, name, registry, log)
+    log = context.log
+    log.info(Event.CONFIG_LOADED, config=config.digest[:12], count=len(lint))
+    log.info(Event.ROLE_STARTED, pid=os.getpid(), version=__version__)
+    wake = threading.Event()
+    asked: set[int] = set()
+
+    def on_signal(number: int, _frame: object) -> None:
+        if number != signal.SIGHUP and number in asked:
+            os._exit(1)  # asked twice: whatever hangs, go
+        asked.add(number)
+        wake.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, on_signal)
+    notifier = Notifier()
+    role = make(context)
+    health = _Health(context, config.digest)
+    parent = os.getppid() if MULTIPROCESS_VARIABLE in os.environ else None
+    face = None
+    if MULTIPROCESS_VARIABLE not in os.environ:
+        registry.register(LedgerCollector(lambda: ledger_state(context.ledger, context.spool)))
+        registry.register(BuildCollector(__version__, lambda: health.revision))
+        telemetry = config.service.telemetry
+        port = telemetry.port and telemetry.port + list(RoleName).index(name)
+        face = HTTPFace(telemetry.host, port, registry, health)
+        face.start()
+    try:
+        role.start()
+        health.is_started = True
+        notifier.ready()
+        log.info(Event.ROLE_READY, pid=os.getpid())
+        while True:
+            wake.wait(TICK_S)
+            wake.clear()
+            is_orphan = parent is not None and os.getppid() != parent
+            if signal.SIGTERM in asked or signal.SIGINT in asked or is_orphan:
+                break
+            if signal.SIGHUP in asked:
+                asked.discard(signal.SIGHUP)
+                health.revision = _reload(role, path, context) or health.revision
+            role.tick()
+            health.ticked()
+            notifier.alive()
+    finally:
+        notifier.stopping()
+        role.stop(GRACE_S)
+        if face is not None:
+            face.stop()
+        context.ledger.close()
+        log.info(Event.ROLE_STOPPED, pid=os.getpid())
+    return 0
+
+
+def _reload(role: Role, path: Path, context: Context) -> str:
+    """Swap the config whole; gives its digest, or nothing when the old one stays."""
+    try:
+        config, _ = load(path)
+        role.use(config)
+    except DicomXaiError as error:
+        context.metrics.config_reloads.labels("refused").inc()
+        context.log.error(Event.CONFIG_REFUSED, reason=str(error))
+        return ""
+    context.metrics.config_reloads.labels("accepted").inc()
+    context.log.info(Event.CONFIG_LOADED, config=config.digest[:12])
+    return config.digest
+
+
+class _Health:
+    """What the probes of a role that runs alone say."""
+
+    def __init__(self, context: Context, revision: str) -> None:
+        self._context = context
+        self._ticked_at = context.ledger.now()
+        self.is_started = False
+        self.revision = revision
+
+    def ticked(self) -> None:
+        self._ticked_at = self._context.ledger.now()
+
+    def is_alive(self) -> bool:
+        return not self.is_started or self._context.ledger.now() - self._ticked_at < STUCK_AFTER_S
+
+    def why_not_ready(self) -> list[str]:
+        missing = [] if self.is_started else ["starting"]
+        if not self._context.spool.is_healthy:
+            missing.append("the spool's disk failed to sync")
+        try:
+            self._context.ledger.upkeep.depths()
+        except DicomXaiError as error:
+            missing.append(f"ledger: {error}")
+        return missing
