@@ -1,0 +1,443 @@
+"""One destination: a warm association, C-STORE of stored bytes, an answer within a deadline.
+
+The data set is sent as it lies in the file, never decoded and encoded again, so that a resend is
+byte-equal. Therefore an object needs a presentation context with exactly its transfer syntax; each
+pair of SOP class and transfer syntax is proposed in a context of its own, and a pair that the peer
+refuses is permanent for that object while the others go on.
+
+What a send gives:
+
+- a `Receipt`, when the destination has answered for good; `dimse.answer_of(receipt.status)` says
+  whether it holds the object. A refused context is a receipt with 0x0122.
+- `DestinationUnavailableError`, when it did not answer, or asked to come back: nothing is lost,
+  `backoff.delay_s` says when to try again.
+
+Rules: one thread at a time for each `StorageSCU`; call `close` in the end, for pynetdicom's reader
+thread keeps a process alive.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydicom import uid
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_dataset, read_preamble
+from pynetdicom import AE
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.presentation import build_context
+from pynetdicom.sop_class import Verification
+
+from dicom_xai import uids
+from dicom_xai.dimse import MAX_PDU_BYTES, Answer, Status, answer_of, requestor_handlers
+from dicom_xai.errors import CannotUnderstandError, DestinationUnavailableError
+from dicom_xai.study import Receipt
+
+if TYPE_CHECKING:
+    from pynetdicom.association import Association
+
+    from dicom_xai.config import Destination
+
+#: SOP class and transfer syntax, as one presentation context.
+Context = tuple[str, str]
+
+#: What our results need; proposed on every association so that it can be opened early.
+RESULT_CONTEXTS: tuple[Context, ...] = (
+    (uid.SecondaryCaptureImageStorage, uid.ExplicitVRLittleEndian),
+    (uid.SecondaryCaptureImageStorage, uid.RLELossless),
+    (uid.SecondaryCaptureImageStorage, uid.JPEGBaseline8Bit),
+    (uid.SegmentationStorage, uid.ExplicitVRLittleEndian),
+    (uid.SegmentationStorage, uid.RLELossless),
+)
+
+#: A context's id is odd and below 256 (PS3.8 9.3.2.2); one is Verification's.
+MAX_CONTEXTS = 127
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long each step of a send may take, seconds."""
+
+    connect_s: float = 5.0
+    associate_s: float = 5.0  #: A-ASSOCIATE and A-RELEASE, request to answer
+    answer_s: float = 30.0  #: C-STORE request to response, above what the bytes need
+    stall_s: float = 10.0  #: the peer neither reads nor writes
+    slowest_bytes_per_s: float = 1_000_000.0  #: the line that `answer_s` is added to
+    idle_s: float = 30.0  #: then a warm association is released
+
+
+@dataclass(frozen=True, slots=True)
+class EchoTiming:
+    """How long a destination took, seconds."""
+
+    associate_s: float
+    echo_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """What the file meta says, and where the data set begins (PS3.10 7.1)."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    data_set_at: int
+
+    @property
+    def context(self) -> Context:
+        """The presentation context that it needs."""
+        return self.sop_class_uid, self.transfer_syntax_uid
+
+
+class _LostError(Exception):
+    """The connection was closed before an answer came."""
+
+
+class StorageSCU:
+    """The sender's side of one destination.
+
+    Parameters
+    ----------
+    name : str
+        The destination's name in the configuration.
+    destination : Destination
+        Where it is.
+    contexts : sequence of (SOP class UID, transfer syntax UID)
+        Proposed on every association; what else is sent is added when it comes.
+    timeouts : Timeouts
+    clock : callable
+        Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        destination: Destination,
+        contexts: Iterable[Context] = RESULT_CONTEXTS,
+        timeouts: Timeouts | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self._destination = destination
+        self._contexts = dict.fromkeys(contexts)
+        self._timeouts = timeouts or Timeouts()
+        self._clock = clock
+        self._association: Association | None = None
+        self._socket: socket.socket | None = None
+        self._accepted: dict[Context, int] = {}
+        self._message_id = 0
+        self._used_s = clock()
+        self._is_used = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an association stands, as far as one can know without asking."""
+        return self._association is not None and bool(self._association.is_established)
+
+    def open(self) -> None:
+        """Associate now, so that the first send need not; no-op when open.
+
+        Raises
+        ------
+        DestinationUnavailableError
+            No connection, no answer, or a rejection.
+        """
+        if self.is_open:
+            return
+        self._drop()
+        self._associate()
+
+    def send(self, file: bytes) -> Receipt:
+        """Store one file at the destination.
+
+        Parameters
+        ----------
+        file : bytes
+            Part 10: preamble, file meta, data set.
+
+        Returns
+        -------
+        Receipt
+            The destination's final answer, also where that is a failure.
+
+        Raises
+        ------
+        DestinationUnavailableError
+            It did not answer in time, or answered that it cannot now (0xA7xx, 0x0110): try later.
+        CannotUnderstandError
+            The file is no Part 10 file.
+        """
+        stored = parse(file)
+        self._propose(stored.context)
+        was_warm = self.is_open and self._is_used
+        self.open()
+        try:
+            try:
+                receipt = self._store(stored, file)
+            except _LostError:
+                if not was_warm:
+                    raise
+                # it was closed while idle, as peers do; this says nothing about the destination
+                self._drop()
+                self.open()
+                receipt = self._store(stored, file)
+        except _LostError as error:
+            self._drop()
+            raise self._unavailable("closed the connection before it answered") from error
+        self._used_s = self._clock()
+        self._is_used = True
+        if answer_of(receipt.status) is Answer.TRANSIENT:
+            raise self._unavailable(f"answered 0x{receipt.status:04X} to a C-STORE")
+        return receipt
+
+    def echo(self) -> EchoTiming:
+        """Associate anew and C-ECHO.
+
+        Raises
+        ------
+        DestinationUnavailableError
+            One of the two failed.
+        """
+        self.close()
+        start = self._clock()
+        self.open()
+        associated = self._clock()
+        association = self._association
+        assert association is not None
+        if not any(cx.abstract_syntax == Verification for cx in association.accepted_contexts):
+            raise self._unavailable("accepts no Verification, so nothing but a store can test it")
+        status = association.send_c_echo().get("Status")
+        answered = self._clock()
+        if status != Status.SUCCESS:
+            self._drop()
+            found = "nothing" if status is None else f"0x{status:04X}"
+            raise self._unavailable(f"answered {found} to a C-ECHO")
+        return EchoTiming(associated - start, answered - associated)
+
+    def close_if_idle(self) -> bool:
+        """Release an association that nobody used for `idle_s`; True when it did."""
+        if not self.is_open or self._clock() - self._used_s < self._timeouts.idle_s:
+            return False
+        self.close()
+        return True
+
+    def close(self) -> None:
+        """Release, or hang up where the peer does not answer; no-op when closed."""
+        if self.is_open:
+            assert self._association is not None
+            self._association.release()
+        self._drop()
+
+    # -------------------------------------------------------------- association
+
+    def _propose(self, context: Context) -> None:
+        """Make sure that the association in use, or the next one, was asked for this context."""
+        if context in self._contexts:
+            return
+        self.close()
+        if len(self._contexts) >= MAX_CONTEXTS:
+            self._contexts.clear()
+        self._contexts[context] = None
+
+    def _associate(self) -> None:
+        limits = self._timeouts
+        ae = AE(ae_title=self._destination.calling_ae_title)
+        ae.implementation_class_uid = uids.IMPLEMENTATION_CLASS_UID
+        ae.implementation_version_name = uids.IMPLEMENTATION_VERSION_NAME
+        ae.connection_timeout = limits.connect_s
+        ae.acse_timeout = limits.associate_s
+        ae.dimse_timeout = limits.answer_s
+        ae.network_timeout = None  # measured on the wall clock; idling is ours to end
+        contexts = [build_context(Verification, uid.ImplicitVRLittleEndian)]
+        contexts += [build_context(sop_class, syntax) for sop_class, syntax in self._contexts]
+        try:
+            association = ae.associate(
+                self._destination.host,
+                self._destination.port,
+                contexts=contexts,
+                ae_title=self._destination.ae_title,
+                max_pdu=MAX_PDU_BYTES,
+                evt_handlers=requestor_handlers(limits.stall_s),
+            )
+        except OSError as error:  # the host's name has no address
+            raise self._unavailable("has no address that can be found") from error
+        self._association = association
+        self._socket = association.dul.socket.socket
+        if not association.is_established:
+            reason = self._why_not(association)
+            self._drop()
+            raise self._unavailable(reason)
+        self._accepted = {
+            (str(cx.abstract_syntax), str(cx.transfer_syntax[0])): cx.context_id
+            for cx in association.accepted_contexts
+        }
+        self._used_s = self._clock()
+        self._is_used = False
+
+    def _why_not(self, association: Association) -> str:
+        if association.is_rejected:
+            answer = association.acceptor.primitive
+            return f"rejected the association: {answer.result_str}, {answer.reason_str}"
+        if self._socket is None:
+            return f"refused the connection or did not take it in {self._timeouts.connect_s:g} s"
+        return (
+            f"took the connection and agreed to no association in {self._timeouts.associate_s:g} s"
+        )
+
+    def _drop(self) -> None:
+        """Forget the association, whatever state it is in; never blocks on the peer.
+
+        The connection is shut first: the reader thread may sit in a write to a peer that does not
+        read, and an A-ABORT would queue behind it.
+        """
+        association, sock = self._association, self._socket
+        self._association = self._socket = None
+        self._accepted = {}
+        if association is None:
+            return
+        if sock is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        association.kill()
+        if association.is_alive():
+            association.join(timeout=1.0)
+        if sock is not None:
+            sock.close()
+
+    def _unavailable(self, what: str) -> DestinationUnavailableError:
+        place = self._destination
+        return DestinationUnavailableError(
+            f"destination {self.name!r} ({place.ae_title} at {place.host}:{place.port}) {what}"
+        )
+
+    # -------------------------------------------------------------- one object
+
+    def _store(self, stored: StoredObject, file: bytes) -> Receipt:
+        association = self._association
+        assert association is not None
+        context_id = self._accepted.get(stored.context)
+        if context_id is None:
+            return Receipt(
+                self.name,
+                stored.sop_instance_uid,
+                int(Status.SOP_CLASS_NOT_SUPPORTED),
+                "presentation context refused",
+            )
+        self._message_id = self._message_id % 0xFFFF + 1
+        request = C_STORE()
+        request.MessageID = self._message_id
+        request.Priority = 0
+        request.AffectedSOPClassUID = stored.sop_class_uid
+        request.AffectedSOPInstanceUID = stored.sop_instance_uid
+        request.DataSet = BytesIO(memoryview(file)[stored.data_set_at :])
+        limits = self._timeouts
+        association.dimse_timeout = limits.answer_s + len(file) / limits.slowest_bytes_per_s
+
+        # pynetdicom's own `send_c_store` from here on, less its re-encoding: the association's
+        # thread must rest, or it would take our answer for a request
+        association._reactor_checkpoint.clear()
+        while not association._is_paused and association.is_alive():
+            time.sleep(0.0001)
+        try:
+            association.dimse.send_msg(request, context_id)
+            _, response = association.dimse.get_msg(block=True)
+        finally:
+            association._reactor_checkpoint.set()
+        if response is None:
+            if association.dul.is_alive() and association.acse.is_aborted() is False:
+                self._drop()
+                raise self._unavailable(
+                    f"did not answer a C-STORE of {len(file)} bytes in time, or stopped reading"
+                )
+            raise _LostError
+        is_ours = isinstance(response, C_STORE) and response.is_valid_response
+        if not is_ours or response.MessageIDBeingRespondedTo != self._message_id:
+            self._drop()
+            raise self._unavailable("answered a C-STORE with something else")
+        comment = str(response.ErrorComment or "")
+        return Receipt(self.name, stored.sop_instance_uid, int(response.Status), comment)
+
+
+def parse(file: bytes) -> StoredObject:
+    """Read the file meta of a Part 10 file.
+
+    Raises
+    ------
+    CannotUnderstandError
+        No preamble, or no SOP class, SOP instance or transfer syntax in the file meta.
+    """
+    stream = BytesIO(file)
+    try:
+        read_preamble(stream, force=False)
+    except InvalidDicomError as error:
+        raise CannotUnderstandError(
+            "no 'DICM' after 128 bytes: a DICOM file (PS3.10 7.1) was wanted"
+        ) from error
+    meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    found: list[str] = []
+    for keyword in ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID"):
+        value = str(meta.get(keyword, ""))
+        if not uids.is_valid(value):
+            raise CannotUnderstandError(f"the file meta has no valid {keyword} (PS3.10 7.1)")
+        found.append(value)
+    sop_class_uid, sop_instance_uid, transfer_syntax_uid = found
+    return StoredObject(sop_class_uid, sop_instance_uid, transfer_syntax_uid, stream.tell())
+
+
+# ------------------------------------------------------------------ files by hand
+
+
+@dataclass(frozen=True, slots=True)
+class SentFile:
+    """What became of one file: a receipt, or why there is none."""
+
+    path: Path
+    size_bytes: int
+    elapsed_s: float
+    receipt: Receipt | None
+    problem: str = ""
+
+
+def send_files(
+    paths: Sequence[Path], name: str, destination: Destination, timeouts: Timeouts | None = None
+) -> Iterator[SentFile]:
+    """Send DICOM files over one association, in order; one answer for each as it comes.
+
+    A file that is no DICOM file, or that the destination refuses, does not stop the others.
+
+    Raises
+    ------
+    DestinationUnavailableError
+        The destination cannot be reached or stopped answering; the rest is not sent.
+    """
+    contexts: dict[Context, None] = {}
+    for path in paths:
+        with suppress(OSError, CannotUnderstandError):
+            contexts[_context_of(path)] = None
+    scu = StorageSCU(name, destination, list(contexts)[:MAX_CONTEXTS], timeouts)
+    try:
+        for path in paths:
+            start = time.monotonic()
+            try:
+                file = path.read_bytes()
+                receipt = scu.send(file)
+            except OSError as error:
+                yield SentFile(path, 0, 0.0, None, error.strerror or str(error))
+            except CannotUnderstandError as error:
+                yield SentFile(path, len(file), 0.0, None, str(error))
+            else:
+                yield SentFile(path, len(file), time.monotonic() - start, receipt)
+    finally:
+        scu.close()
+
+
+def _context_of(path: Path) -> Context:
+    with path.open("rb") as stream:
+        return parse(stream.read(16_384)).context
