@@ -8,91 +8,16 @@ operator; the rules know no graph.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
+from inspect import signature
 from operator import add
-from typing import Any
 
 import onnx
 
-from ..errors import UnsupportedOperatorError
+from .call import Call, Rule, Rules
 from .emit import Graph, Tensor, UnknownShapeError, attributes_of, is_float
-from .expand import equivalent
-from .prepare import node_label
-
-Cotangents = Tensor | None | Sequence[Tensor | None]
-"""What a rule gives: one per input, a lone tensor for the first input only."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One node of the forward graph as its rule sees it.
-
-    Attributes
-    ----------
-    graph : Graph
-        Where new nodes go.
-    node : onnx.NodeProto
-    x, y : tuple of Tensor or None
-        Inputs and outputs; None for one that is left out.
-    wanted : tuple of bool
-        For which inputs a cotangent is asked; no other needs to be worked out.
-    attributes : mapping of str to object
-    """
-
-    graph: Graph
-    node: onnx.NodeProto
-    x: tuple[Tensor | None, ...]
-    y: tuple[Tensor | None, ...]
-    wanted: tuple[bool, ...]
-    attributes: Mapping[str, Any]
-
-    def input(self, index: int = 0) -> Tensor:
-        """An input that the operator cannot do without."""
-        found = self.x[index]
-        assert found is not None
-        return found
-
-    def output(self, index: int = 0) -> Tensor:
-        """An output that is there."""
-        found = self.y[index]
-        assert found is not None
-        return found
-
-    def optional(self, index: int) -> Tensor | None:
-        """An input, or None where it is left out."""
-        return self.x[index] if index < len(self.x) else None
-
-    def attribute(self, name: str, default: Any = None) -> Any:
-        """An attribute, or the schema's default."""
-        return self.attributes.get(name, default)
-
-    def ints(self, index: int, name: str, default: Sequence[int] | None = None) -> list[int] | None:
-        """Integers that older opsets keep in an attribute and newer ones in a constant input."""
-        if name in self.attributes:
-            return [int(item) for item in self.attributes[name]]
-        given = self.optional(index)
-        if given is None:
-            return None if default is None else list(default)
-        if given.value is None:
-            raise self.refuse(f"its input {name!r} must be a constant; fold it and compile again")
-        return [int(item) for item in given.value.ravel()]
-
-    def refuse(self, remedy: str) -> UnsupportedOperatorError:
-        """The error to raise where no right answer can be written."""
-        node = self.node
-        version = self.graph.facts.opsets.get(node.domain, 0)
-        return UnsupportedOperatorError(
-            node.op_type, node.domain, version, node_label(node), remedy
-        )
-
-
-Rule = Callable[..., Cotangents]
-"""``rule(call, *cotangents of the outputs)``; a cotangent is None where none arrives."""
-
-Rules = Mapping[str, Rule]
-"""Rules by operator; another domain's operator as ``domain.operator``."""
+from .expand import renamed
 
 
 def pull_back(
@@ -132,27 +57,43 @@ def pull_back(
         pending[name].append(tensor)
     for node in reversed(nodes):
         arriving = [total(pending, name) for name in node.output]
-        if any(g is not None for g in arriving) and any(name in reached for name in node.input):
+        if any(g is not None for g in arriving) and not reached.isdisjoint(reads(node)):
             for name, g in visit(graph, node, arriving, reached, rules):
                 pending[name].append(fit(g, graph.tensor(name)))
     found = {name: total(pending, name) for name in wanted}
     return {name: g for name, g in found.items() if g is not None}
 
 
-def dependents(graph: Graph, nodes: Sequence[onnx.NodeProto], sources: set[str]) -> set[str]:
-    """The sources and every real-valued tensor that depends on one of them."""
-    reached = set(sources)
+def dependents(graph: Graph, nodes: Iterable[onnx.NodeProto], sources: set[str]) -> set[str]:
+    """The sources and every tensor that varies smoothly with one of them.
+
+    Integers end the way, as their derivative is zero wherever it exists, unless they stand for
+    real numbers (quantised). What nothing is known of is followed, so that it is refused and not
+    lost.
+    """
+    facts, reached = graph.facts, set(sources)
     for node in nodes:
-        if any(name in reached for name in node.input):
-            reached.update(name for name in node.output if name and carries(graph, node, name))
+        smooth = [name for name in reads(node) if name in reached]
+        if smooth and node.op_type not in ("Shape", "Size"):
+            is_quantised = node.op_type == "QuantizeLinear" or not all(
+                is_float(facts.dtype(name)) for name in smooth if facts.has(name)
+            )
+            reached.update(
+                name
+                for name in node.output
+                if name and (is_quantised or not facts.has(name) or is_float(facts.dtype(name)))
+            )
     return reached
 
 
-def carries(graph: Graph, node: onnx.NodeProto, name: str) -> bool:
-    """Whether a gradient may pass: real values, and integers that stand for them (quantised)."""
-    if node.op_type == "QuantizeLinear" or not graph.facts.has(name):
-        return True
-    return is_float(graph.facts.dtype(name))
+def reads(node: onnx.NodeProto) -> list[str]:
+    """What a node depends on: its inputs, and what its branches take from around them."""
+    names = [name for name in node.input if name]
+    for item in node.attribute:
+        for graph in [item.g, *item.graphs] if item.HasField("g") or item.graphs else []:
+            names.extend(name for inner in graph.node for name in reads(inner))
+            names.extend(output.name for output in graph.output)
+    return names
 
 
 def visit(
@@ -171,11 +112,13 @@ def visit(
         tuple(name in reached for name in node.input),
         attributes_of(node),
     )
+    if any(item.HasField("g") or item.graphs for item in node.attribute):
+        raise call.refuse("it has branches of its own; export the model without control flow")
     rule = rules.get(f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
     try:
         if rule is None:
             return expanded(call, arriving, reached, rules)
-        given = rule(call, *arriving)
+        given = rule(call, *understood(call, rule, arriving))
     except UnknownShapeError as error:
         raise call.refuse(
             f"the size of tensor {error} must be fixed; only the batch may be free in the export"
@@ -191,21 +134,40 @@ def visit(
     return [(name, g) for name, g in pairs if g is not None and name in reached]
 
 
+def understood(
+    call: Call, rule: Rule, arriving: Sequence[Tensor | None]
+) -> Sequence[Tensor | None]:
+    """The cotangents as the rule takes them: without those of outputs that nobody uses."""
+    last = max(index for index, g in enumerate(arriving) if g is not None)
+    taken = arriving[: last + 1]
+    try:
+        signature(rule).bind(call, *taken)
+    except TypeError as error:
+        raise call.refuse(
+            f"its output {last} is used, of which no derivative is known; export without it"
+        ) from error
+    return taken
+
+
 def expanded(
     call: Call, arriving: Sequence[Tensor | None], reached: set[str], rules: Rules
 ) -> list[tuple[str, Tensor]]:
     """Differentiate a copy of the nodes that the operator stands for; the original stays."""
-    body, outputs = equivalent(call.graph, call.node)
+    graph, node = call.graph, call.node
+    mark = f"{graph.prefix}{call.node.output[0]}/"
+    body = [
+        renamed(item, node.input, mark, index) for index, item in enumerate(graph.facts.body(node))
+    ]
     if not body:
         raise call.refuse(
             "there is no rule for it and its schema has no function body; export the model "
             "without it, or add a rule in dicom_xai/autodiff/rules"
         )
-    for node in body:
-        call.graph.copy(node)
-    cotangents = {name: g for name, g in zip(outputs, arriving, strict=False) if g is not None}
-    sources = [name for name in call.node.input if name in reached]
-    return list(pull_back(call.graph, body, cotangents, sources, rules).items())
+    graph.copy(body)
+    pairs = zip(node.output, arriving, strict=True)
+    cotangents = {mark + name: g for name, g in pairs if g is not None}
+    sources = [name for name in node.input if name in reached]
+    return list(pull_back(graph, body, cotangents, sources, rules).items())
 
 
 def total(pending: dict[str, list[Tensor]], name: str) -> Tensor | None:

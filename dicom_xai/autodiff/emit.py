@@ -277,10 +277,12 @@ class Graph:
             self._written[key] = self._write(node)
         return self._written[key]
 
-    def copy(self, node: onnx.NodeProto) -> None:
-        """Write a node as it stands; its outputs must have new names."""
-        self.facts.learn(node)
-        self.nodes.append(node)
+    def copy(self, nodes: Sequence[onnx.NodeProto]) -> None:
+        """Write nodes as they stand, unless that was done before."""
+        if not self.facts.has(nodes[-1].output[0]):
+            for node in nodes:
+                self.facts.learn(node)
+            self.nodes.extend(nodes)
 
     def agrees(self, one: Tensor, axis: int, other: Tensor, other_axis: int) -> bool:
         """Whether two axes, counted from the end, always have the same size."""

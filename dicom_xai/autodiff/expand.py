@@ -1,77 +1,93 @@
-"""What an operator without a rule is made of: its schema's function body, or the model's own.
+"""What an operator is made of: its schema's function body, or the model's own function.
 
-The forward node stays; the body is a second copy that only the backward uses.
+The forward node stays as it is. The body serves the shapes of operators that tell none, and as a
+second copy that the backward of operators without a rule is taken of.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import onnx
 from onnx import defs, helper, inliner
 
-from .emit import Graph
 
-
-def equivalent(graph: Graph, node: onnx.NodeProto) -> tuple[list[onnx.NodeProto], list[str]]:
-    """Nodes that compute the same as one node, and the new names of its outputs.
+def body_of(
+    node: onnx.NodeProto,
+    types: Mapping[str, onnx.TypeProto],
+    constants: Sequence[onnx.TensorProto],
+    model: onnx.ModelProto,
+) -> onnx.GraphProto | None:
+    """A graph of one node's inputs and outputs in which simpler nodes stand for the node.
 
     Parameters
     ----------
-    graph : Graph
-        Gives types, versions and fresh names.
     node : onnx.NodeProto
         Is not changed.
+    types : mapping of str to onnx.TypeProto
+        Of its inputs.
+    constants : sequence of onnx.TensorProto
+        Inputs whose value is known and may decide shapes.
+    model : onnx.ModelProto
+        Gives versions and functions.
 
     Returns
     -------
-    list of onnx.NodeProto
-        Empty where the operator is not made of others.
-    list of str
-        One per output of `node`.
+    onnx.GraphProto or None
+        None where the operator is not made of others.
     """
-    if not has_body(graph, node):
-        return [], []
-    inlined = inliner.inline_selected_functions(
-        alone(graph, node), [(node.domain, node.op_type)], inline_schema_functions=True
-    ).graph.node
-    kept = {name: name for name in node.input}
-    mark = f"{graph.prefix}copy_{len(graph.nodes)}/"
-    body = [renamed(item, kept, f"{mark}{index}/", mark) for index, item in enumerate(inlined)]
-    return body, [mark + name if name else "" for name in node.output]
+    if not has_body(node, model):
+        return None
+    inputs = [
+        helper.make_value_info(name, types[name])
+        for name in dict.fromkeys(node.input)
+        if name and name in types
+    ]
+    outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
+    alone = helper.make_model(
+        helper.make_graph([with_defaults(node, model)], "one", inputs, outputs, constants),
+        opset_imports=model.opset_import,
+        functions=model.functions,
+        ir_version=model.ir_version,
+    )
+    key = (node.domain, node.op_type)
+    return inliner.inline_selected_functions(alone, [key], inline_schema_functions=True).graph
 
 
-def has_body(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Whether the operator is a function of the model or of its schema at this opset."""
-    if any(
-        (item.domain, item.name) == (node.domain, node.op_type) for item in graph.model.functions
-    ):
+def has_body(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
+    """Whether the operator is a function of the model or of its schema."""
+    if any((item.domain, item.name) == (node.domain, node.op_type) for item in model.functions):
         return True
     if not defs.has(node.op_type, node.domain):
         return False
-    schema = defs.get_schema(node.op_type, graph.facts.opsets[node.domain], node.domain)
+    schema = schema_of(node, model)
     return bool(schema.has_function or schema.has_context_dependent_function)
 
 
-def alone(graph: Graph, node: onnx.NodeProto) -> onnx.ModelProto:
-    """A model of one node, with what is known of its inputs."""
-    facts = graph.facts
-    inputs = [
-        helper.make_tensor_value_info(name, facts.dtype(name), facts.shape(name))
-        for name in dict.fromkeys(name for name in node.input if name)
-    ]
-    outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
-    return helper.make_model(
-        helper.make_graph([node], "one", inputs, outputs),
-        opset_imports=graph.model.opset_import,
-        functions=graph.model.functions,
-        ir_version=graph.model.ir_version,
-    )
+def schema_of(node: onnx.NodeProto, model: onnx.ModelProto) -> defs.OpSchema:
+    """The operator's schema at the version that the model imports."""
+    imports = {item.domain.removeprefix("ai.onnx"): item.version for item in model.opset_import}
+    return defs.get_schema(node.op_type, imports[node.domain], node.domain)
 
 
-def renamed(node: onnx.NodeProto, kept: dict[str, str], name: str, mark: str) -> onnx.NodeProto:
+def with_defaults(node: onnx.NodeProto, model: onnx.ModelProto) -> onnx.NodeProto:
+    """The node with the defaults of its schema written out, which function bodies refer to."""
+    if not defs.has(node.op_type, node.domain):
+        return node
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    given = {item.name for item in node.attribute}
+    for name, attribute in schema_of(node, model).attributes.items():
+        if name not in given and attribute.default_value.name:
+            copy.attribute.append(attribute.default_value)
+    return copy
+
+
+def renamed(node: onnx.NodeProto, kept: Sequence[str], mark: str, index: int) -> onnx.NodeProto:
     """A copy of a node in which every tensor but the kept ones bears a mark."""
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
-    copy.name = f"{name}{node.op_type}"
-    copy.input[:] = [kept.get(item, mark + item) if item else "" for item in node.input]
+    copy.name = f"{mark}{index}/{node.op_type}"
+    copy.input[:] = [item if item in kept or not item else mark + item for item in node.input]
     copy.output[:] = [mark + item if item else "" for item in node.output]
     return copy

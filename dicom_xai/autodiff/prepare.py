@@ -9,15 +9,16 @@ static; what differs follows a free size and is read at run time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import defs, helper, numpy_helper, shape_inference
+from onnx import checker, defs, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from ..errors import ConfigError
+from .expand import body_of
 
 Array = npt.NDArray[np.generic]
 Shape = tuple[int | None, ...]
@@ -43,26 +44,19 @@ class World:
 
     Parameters
     ----------
-    opsets : mapping of str to int
-        Version by domain.
-    ir_version : int
-    initializers : mapping of str to onnx.TensorProto
+    model : onnx.ModelProto
+        Gives versions, functions and initializers; its nodes are learnt one by one.
     """
 
-    def __init__(
-        self,
-        opsets: Mapping[str, int],
-        ir_version: int,
-        initializers: Mapping[str, onnx.TensorProto],
-    ) -> None:
-        self.opsets = dict(opsets)
-        self.ir_version = ir_version
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = model
+        self._opsets = versions(model)
         self.types: dict[str, onnx.TypeProto] = {}
         self.values: dict[str, Array] = {}
-        self._protos = dict(initializers)
+        self._protos: dict[str, onnx.TensorProto] = {}
         self._producers: dict[str, onnx.NodeProto] = {}
-        for name, proto in initializers.items():
-            self.types[name] = helper.make_tensor_type_proto(proto.data_type, list(proto.dims))
+        for item in model.graph.initializer:
+            self.add_constant(item)
 
     def shape(self, name: str) -> Shape | None:
         """Sizes of a tensor, None for one that depends on data, None in all for an unknown rank."""
@@ -126,31 +120,54 @@ class World:
         self.values[node.output[0]] = value
 
     def _infer(self, node: onnx.NodeProto) -> None:
-        if not defs.has(node.op_type, node.domain):
-            return
         inputs = [name for name in node.input if name]
         if any(name not in self.types for name in inputs):
             return
-        schema = defs.get_schema(node.op_type, self.opsets[node.domain], node.domain)
-        hints = {name: numpy_helper.from_array(self.value(name), name) for name in inputs
-                 if self._is_hint(name)}  # fmt: skip
-        imports = [helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
         try:
-            found = shape_inference.infer_node_outputs(
-                schema,
-                node,
-                {name: self.types[name] for name in inputs},
-                hints,
-                opset_imports=imports,
-                ir_version=self.ir_version,
-            )
-        except shape_inference.InferenceError as error:
+            if defs.has(node.op_type, node.domain):
+                self._infer_by_schema(node, inputs)
+            if any(self.shape(name) is None for name in node.output if name):
+                self._infer_by_body(node)
+        except (shape_inference.InferenceError, checker.ValidationError) as error:
             raise ConfigError(
                 f"{node.op_type} at node {node_label(node)!r} does not fit its inputs' shapes "
                 f"{[self.shape(name) for name in inputs]}: fix the model's free input sizes "
                 f"(export it with the sizes it will be run at) and compile again"
             ) from error
+
+    def _infer_by_schema(self, node: onnx.NodeProto, inputs: list[str]) -> None:
+        found = shape_inference.infer_node_outputs(
+            defs.get_schema(node.op_type, self._opsets[node.domain], node.domain),
+            node,
+            {name: self.types[name] for name in inputs},
+            {item.name: item for item in self._hints(node)},
+            opset_imports=self._imports(),
+            ir_version=self._model.ir_version,
+        )
         self.types.update(found)
+
+    def _infer_by_body(self, node: onnx.NodeProto) -> None:
+        body = body_of(node, self.types, self._hints(node), self._model)
+        if body is None:
+            return
+        whole = helper.make_model(
+            body, opset_imports=self._imports(), ir_version=self._model.ir_version
+        )
+        for item in shape_inference.infer_shapes(whole, data_prop=True).graph.output:
+            if item.type.HasField("tensor_type"):
+                self.types[item.name] = item.type
+
+    def body(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """The nodes that one node is made of; empty where it is not made of others."""
+        found = body_of(node, self.types, self._hints(node), self._model)
+        return [] if found is None else list(found.node)
+
+    def _hints(self, node: onnx.NodeProto) -> list[onnx.TensorProto]:
+        names = dict.fromkeys(name for name in node.input if name and self._is_hint(name))
+        return [numpy_helper.from_array(self.value(name), name) for name in names]
+
+    def _imports(self) -> list[onnx.OperatorSetIdProto]:
+        return [helper.make_opsetid(domain, version) for domain, version in self._opsets.items()]
 
     def _is_hint(self, name: str) -> bool:
         dims = self.shape(name)
@@ -165,11 +182,10 @@ class World:
     def _evaluate(self, node: onnx.NodeProto) -> None:
         inputs = sorted({name for name in node.input if name})
         outputs = [name for name in node.output if name]
-        imports = [helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
-        function = helper.make_function("", "one", inputs, outputs, [node], imports)
+        function = helper.make_function("", "one", inputs, outputs, [node], self._imports())
         feeds = {name: self.value(name) for name in inputs}
         with np.errstate(all="ignore"):
-            results = ReferenceEvaluator(function).run(None, feeds)
+            results = ReferenceEvaluator(function).run(None, feeds, attributes={})
         self.values.update(zip(outputs, map(np.asarray, results), strict=True))
 
 
@@ -187,24 +203,19 @@ class Facts:
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.opsets = {
-            "" if item.domain == "ai.onnx" else item.domain: item.version
-            for item in model.opset_import
-        }
+        self.opsets = versions(model)
         self.opset = self.opsets.get("", 0)
         if self.opset < OLDEST_OPSET:
             raise ConfigError(
                 f"the model imports opset {self.opset}; {OLDEST_OPSET} or later is needed: "
                 f"convert it with onnx.version_converter.convert_version(model, {OLDEST_OPSET})"
             )
-        initializers = {item.name: item for item in model.graph.initializer}
-        self._worlds = tuple(
-            World(self.opsets, model.ir_version, initializers) for _ in BATCH_SIZES
-        )
+        stored = {item.name for item in model.graph.initializer}
+        self._worlds = tuple(World(model) for _ in BATCH_SIZES)
         batch_names = {batch_name(item) for item in model.graph.input}
         for index, world in enumerate(self._worlds):
             for item in model.graph.input:
-                if item.name not in initializers:
+                if item.name not in stored:
                     world.types[item.name] = sized(item, batch_names, index)
         for node in model.graph.node:
             self.learn(node)
@@ -246,6 +257,13 @@ class Facts:
             return None
         return tuple(a if a == b else None for a, b in zip(first, second, strict=True))
 
+    def body(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """The nodes that one node is made of; empty where it is not made of others.
+
+        Their inner names are their own and must be made fresh.
+        """
+        return self._worlds[0].body(node)
+
     def constant(self, name: str) -> Array | None:
         """The value of a tensor that is the same whatever is fed, else None."""
         first, second = self._worlds
@@ -253,6 +271,13 @@ class Facts:
             return None
         one, other = first.value(name), second.value(name)
         return one if one is other or np.array_equal(one, other) else None
+
+
+def versions(model: onnx.ModelProto) -> dict[str, int]:
+    """The opset version by domain; the standard domain is the empty name."""
+    return {
+        "" if item.domain == "ai.onnx" else item.domain: item.version for item in model.opset_import
+    }
 
 
 def node_label(node: onnx.NodeProto) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ..backward import Rules
+from ..call import Rules
 from ..emit import Tensor
 from ..rules import GRADIENT
 from . import cam

@@ -1,14 +1,25 @@
 """The derivative of every operator: one short function each, grouped by kind.
 
 ``GRADIENT`` is the table. A rule is called as ``rule(call, *cotangents of the outputs)`` and gives
-the cotangents of the inputs; see `dicom_xai.autodiff.backward.Call` for what it sees. A new
+the cotangents of the inputs; see `dicom_xai.autodiff.call.Call` for what it sees. A new
 operator is one function, one line in its module's ``RULES`` and one line in the test table.
 """
 
 from __future__ import annotations
 
-from ..backward import Rules
-from . import activation, elementwise, layout, linear, norm, pooling, reduce
+from ..call import Rules
+from . import (
+    activation,
+    elementwise,
+    index,
+    layout,
+    linear,
+    norm,
+    pooling,
+    quantised,
+    reduce,
+    resample,
+)
 
 GRADIENT: Rules = {
     **elementwise.RULES,
@@ -18,5 +29,8 @@ GRADIENT: Rules = {
     **reduce.RULES,
     **layout.RULES,
     **norm.RULES,
+    **index.RULES,
+    **resample.RULES,
+    **quantised.RULES,
 }
 """The plain gradient: vector-Jacobian products, checked against finite differences."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..backward import Call, Cotangents, Rules
+from ..call import Call, Cotangents, Rules
 from ..emit import Tensor
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..backward import Call, Cotangents, Rules
+from ..call import Call, Cotangents, Rules
 from ..emit import Tensor
 
 
@@ -129,7 +129,15 @@ def cast(n: Call, g: Tensor) -> Cotangents:
 
 
 def identity(n: Call, g: Tensor) -> Cotangents:
-    """Identity, and Dropout as it is at inference."""
+    """The same again."""
+    return g
+
+
+def dropout(n: Call, g: Tensor) -> Cotangents:
+    """At inference the same again."""
+    training = n.optional(2)
+    if training is not None and (training.value is None or training.value.any()):
+        raise n.refuse("it is in training mode; export the model after model.eval()")
     return g
 
 
@@ -161,6 +169,7 @@ RULES: Rules = {
     "Where": where,
     "Cast": cast,
     "Identity": identity,
+    "Dropout": dropout,
     "Floor": step,
     "Ceil": step,
     "Round": step,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import numpy as np
 
-from ..backward import Call, Cotangents, Rules
+from ..call import Call, Cotangents, Rules
 from ..emit import INT64_MAX, Tensor, UnknownShapeError
 
 
@@ -45,9 +47,7 @@ def concat(n: Call, g: Tensor) -> Cotangents:
 def split(n: Call, *gs: Tensor | None) -> Cotangents:
     """The pieces joined; a piece that nobody used is zero."""
     axis = n.attribute("axis", 0)
-    pieces = [
-        zeros(n.output(i), {}) if g is None else g for i, g in enumerate(gs) if n.y[i] is not None
-    ]
+    pieces = [g or zeros(y, {}) for y, g in zip_longest(n.y, gs) if y is not None]
     return n.graph.concat(pieces, axis)
 
 

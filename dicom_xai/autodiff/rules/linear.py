@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backward import Call, Cotangents, Rules
+from ..call import Call, Cotangents, Rules
 from ..emit import Graph, Tensor
 from .window import Window, crop, transposed_window_of, window_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import helper
 
-from ..backward import Call, Cotangents, Rules
+from ..call import Call, Cotangents, Rules
 from ..emit import Tensor
 from ..prepare import Array
 
@@ -50,15 +50,11 @@ def instance_normalization(n: Call, g: Tensor) -> Cotangents:
 
 
 def group_normalization(n: Call, g: Tensor) -> Cotangents:
-    """Statistics over space and the channels of a group; scale per channel from opset 21 on."""
+    """Statistics over space and the channels of a group, scale per channel: opset 21 and later."""
     x, groups = n.input(), n.attribute("num_groups")
     each = x.size(1) // groups
     spatial = [-1 if size is None else size for size in x.shape[2:]]
-    scale = n.input(1)
-    if n.graph.facts.opset < 21:
-        wide = n.graph.op("Expand", scale.unsqueeze(1), n.graph.ints([groups, each]))
-        scale = wide.reshape(x.size(1))
-    weighed = (g * per_channel(scale, x.rank)).reshape(0, groups, each, *spatial)
+    weighed = (g * per_channel(n.input(1), x.rank)).reshape(0, groups, each, *spatial)
     cells = x.reshape(0, groups, each, *spatial)
     axes = list(range(2, cells.rank))
     found = through_statistics(weighed, cells, axes, n.attribute("epsilon", 1e-5))

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 from onnx import helper
 
-from ..backward import Call, Cotangents, Rules
+from ..call import Call, Cotangents, Rules
 from ..emit import Tensor
 from ..prepare import Array
 from .linear import transposed
@@ -60,14 +60,12 @@ def repeat(x: Tensor, times: list[int]) -> Tensor:
     return grown.reshape(-1, x.size(1), *(s * t for s, t in zip(sizes, times, strict=True)))
 
 
-def max_pool(n: Call, g: Tensor, indices: Tensor | None = None) -> Cotangents:
+def max_pool(n: Call, g: Tensor) -> Cotangents:
     """Each window gives g to its first maximum.
 
     The positions come from a second MaxPool node: an output added to the vendor's own node would
     change it.
     """
-    if indices is not None:
-        raise n.refuse("its second output is used; export the model without pooling indices")
     if n.attribute("storage_order", 0):
         raise n.refuse("it counts positions by column; set storage_order to 0")
     if n.graph.facts.opset < SCATTER_ADD_OPSET:
@@ -119,8 +117,8 @@ def inside_of(spec: Window, sizes: list[int], windows: list[int]) -> Array:
         first = np.arange(count) * spec.strides[axis] - spec.starts[axis]
         taps = np.arange(spec.kernel[axis])[:, None] * spec.dilations[axis] + first
         lies = (taps >= 0) & (taps < size)
-        joined = result[:, None, ..., None] & lies.reshape(1, len(lies), *[1] * axis, count)
-        result = joined.reshape(-1, len(lies), *joined.shape[2:])
+        joined = result[:, :, None, ..., None] & lies.reshape(1, 1, -1, *[1] * axis, count)
+        result = joined.reshape(1, -1, *joined.shape[3:])
     return result
 
 

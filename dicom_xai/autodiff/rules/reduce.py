@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backward import Call, Cotangents, Rules
+from ..call import Call, Cotangents, Rules
 from ..emit import Tensor
 
 

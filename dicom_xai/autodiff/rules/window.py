@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..backward import Call
+from ..call import Call
 from ..emit import Tensor
 
 
