@@ -200,12 +200,18 @@ def send(
 ) -> None:
     """Send DICOM files by C-STORE over one association, and show each answer."""
     from dicom_xai.deliver.storage_scu import send_files
+    from dicom_xai.dimse import answer_of
 
     worst = 0
-    for answer in send_files(_files(files), parse_address(to, calling)):
-        good = answer.is_delivered
-        out.print(f"{answer.path}: {answer.words}", markup=False, soft_wrap=True)
-        worst = worst if good else 1
+    for sent in send_files(_files(files), to, parse_address(to, calling)):
+        if sent.receipt is None:
+            words, worst = f"not sent: {sent.problem}", 1
+        else:
+            answer = answer_of(sent.receipt.status)
+            worst = worst if answer.is_delivered else 1
+            words = f"0x{sent.receipt.status:04X} {answer}, {sent.elapsed_s * 1e3:.0f} ms"
+            words += f" ({sent.receipt.comment})" if sent.receipt.comment else ""
+        out.print(f"{sent.path}: {words}", markup=False, soft_wrap=True)
     raise typer.Exit(worst)
 
 

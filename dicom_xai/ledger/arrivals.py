@@ -75,6 +75,7 @@ class Arrivals:
                 source_address=sender.source_address,
                 listener=sender.listener,
                 opened_at=now,
+                owner=self._db.owner,
                 lease_until=now + lease_s,
             )
 

@@ -82,6 +82,7 @@ class Deliveries:
                     state=DeliveryState.SENDING,
                     token=row.token + 1,
                     attempts=row.attempts + 1,
+                    owner=self._db.owner,
                     lease_until=now + lease_s,
                 )
             )

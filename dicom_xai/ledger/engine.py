@@ -78,6 +78,7 @@ class Database:
         if not self.path.exists():
             self.path.touch(mode=0o600)
         self._engine = _engine(url)
+        self.owner = owner_of(os.getpid())
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         try:
             self._offset_s = self._prepare()
@@ -193,6 +194,26 @@ class Database:
             else:
                 future.set_exception(failure)
         return connection
+
+
+def owner_of(pid: int) -> str:
+    """A process's name in a claim: its id and its start, so that a reused id is another process.
+
+    Empty when there is no such process.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    # the command's name, which may hold anything, ends at the last parenthesis (proc(5))
+    start_ticks = stat.rpartition(")")[2].split()[19]
+    return f"{pid}:{start_ticks}"
+
+
+def is_alive(owner: str) -> bool:
+    """Whether the process that made a claim still runs."""
+    pid = owner.partition(":")[0]
+    return pid.isdigit() and owner_of(int(pid)) == owner
 
 
 def set_meta(connection: Connection, key: str, value: str) -> None:

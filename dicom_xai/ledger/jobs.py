@@ -78,6 +78,7 @@ class Jobs:
                     state=JobState.RUNNING,
                     token=row.token + 1,
                     attempts=row.attempts + 1,
+                    owner=self._db.owner,
                     lease_until=now + lease_s,
                 )
             )

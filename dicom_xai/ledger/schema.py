@@ -107,6 +107,7 @@ transfer = Table(
     Column("source_address", Text, nullable=False),
     Column("listener", Text, nullable=False),
     Column("opened_at", Float, nullable=False),
+    Column("owner", Text, nullable=False),
     Column("lease_until", Float, nullable=False),
     Column("closed_at", Float),
     _one_of("state", TransferState),
@@ -195,6 +196,7 @@ job = Table(
     Column("rank", Integer, nullable=False),  # of the priority; lower goes first
     Column("state", Text, nullable=False),
     Column("token", Integer, nullable=False, server_default="0"),
+    Column("owner", Text, nullable=False, server_default=""),
     Column("lease_until", Float),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("not_before", Float, nullable=False),
@@ -263,6 +265,7 @@ delivery = Table(
     Column("state", Text, nullable=False),
     Column("rank", Integer, nullable=False),
     Column("token", Integer, nullable=False, server_default="0"),
+    Column("owner", Text, nullable=False, server_default=""),
     Column("lease_until", Float),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("not_before", Float, nullable=False),

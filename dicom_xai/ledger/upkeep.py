@@ -9,13 +9,14 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection, Select, Table, func, or_, select, union_all, update
 
-from dicom_xai.ledger.engine import Database, earliest, set_meta
+from dicom_xai.ledger.engine import Database, earliest, is_alive, set_meta
 from dicom_xai.ledger.jobs import Overdue
 from dicom_xai.ledger.schema import (
     CandidateState,
     DeliveryState,
     Disposition,
     JobState,
+    TransferState,
     candidate,
     delivery,
     event,
@@ -23,6 +24,7 @@ from dicom_xai.ledger.schema import (
     job,
     member,
     result,
+    transfer,
 )
 from dicom_xai.stages import Stage
 
@@ -172,6 +174,35 @@ class Upkeep:
             dead=dead,
             quarantined=int(quarantined or 0),
         )
+
+    def release_dead(self) -> int:
+        """End the leases of processes of this host that are gone; give how many claims that frees.
+
+        A lease would run out by itself; this saves the wait after a crash.
+        """
+
+        def run(connection: Connection) -> int:
+            freed = 0
+            for table, state in (
+                (transfer, TransferState.OPEN),
+                (job, JobState.RUNNING),
+                (delivery, DeliveryState.SENDING),
+            ):
+                owners = connection.scalars(
+                    select(table.c.owner)
+                    .where(table.c.state == state, table.c.lease_until > 0)
+                    .distinct()
+                ).all()
+                dead = [owner for owner in owners if not is_alive(owner)]
+                if dead:
+                    freed += connection.execute(
+                        update(table)
+                        .where(table.c.state == state, table.c.owner.in_(dead))
+                        .values(lease_until=0.0)
+                    ).rowcount
+            return freed
+
+        return self._db.write(run)
 
     # -------------------------------------------------------------- retention
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dicom_xai.config import Config, ProblemsError, load
-from dicom_xai.deliver.storage_scu import echo
+from dicom_xai.deliver.storage_scu import StorageSCU
 from dicom_xai.errors import ConfigError, DicomXaiError
 from dicom_xai.ledger import Ledger
 from dicom_xai.service.check import route_problems
@@ -112,9 +112,13 @@ def _devices(config: Config) -> Iterator[Finding]:
 def _destinations(config: Config) -> Iterator[Finding]:
     for name, destination in config.service.destinations.items():
         where = f"{destination.ae_title}@{destination.host}:{destination.port}"
+        scu = StorageSCU(name, destination)
         try:
-            elapsed_s = echo(destination)
+            timing = scu.echo()
         except DicomXaiError as error:
             yield Finding(LOOK, f"destination {name}", f"{where}: {error}")
         else:
-            yield Finding(GOOD, f"destination {name}", f"{where}: C-ECHO {elapsed_s * 1e3:.0f} ms")
+            words = f"associated in {timing.associate_s * 1e3:.0f} ms, C-ECHO in "
+            yield Finding(GOOD, f"destination {name}", f"{where}: {words}{timing.echo_s * 1e3:.0f}")
+        finally:
+            scu.close()

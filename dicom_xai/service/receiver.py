@@ -85,6 +85,11 @@ class Receiver:
         with self._lock:
             transfers = list(self._transfers)
         ledger.arrivals.renew_transfers(transfers, TRANSFER_LEASE_S)
+        freed = ledger.upkeep.release_dead()
+        if freed:
+            self._context.log.warning(Event.RECOVERED, count=freed)
+            ledger.ring("worker")
+            ledger.ring("sender")
         lost = ledger.arrivals.lose_transfers()
         if lost:
             self._context.log.warning(Event.RECOVERED, count=lost)

@@ -148,6 +148,9 @@ def run_role(name: RoleName, path: Path, make: Callable[[Context], Role]) -> int
         face = HTTPFace(telemetry.host, port, registry, health)
         face.start()
     try:
+        freed = context.ledger.upkeep.release_dead()
+        if freed:
+            log.warning(Event.RECOVERED, count=freed)
         role.start()
         health.is_started = True
         notifier.ready()

@@ -1,0 +1,245 @@
+"""The sender: one thread for each destination, so that a dead one never slows another.
+
+An object is checked once more before it leaves: its bytes hash to what the worker wrote, and its
+identity block equals that of its source, value byte by value byte. A difference is never sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+from collections.abc import Mapping
+
+from dicom_xai import dimse, identity
+from dicom_xai.config import Config, Destination
+from dicom_xai.deliver.backoff import delay_s
+from dicom_xai.deliver.storage_scu import StorageSCU
+from dicom_xai.errors import CannotUnderstandError, DestinationUnavailableError, IdentityError
+from dicom_xai.ledger import Outgoing, Triaged
+from dicom_xai.service.role import Context
+from dicom_xai.stages import Stage
+from dicom_xai.study import Purpose
+from dicom_xai.telemetry import Event
+
+#: Longer than the longest send; then another sender may try.
+LEASE_S = 120.0
+#: Safety net under the bell.
+POLL_S = 0.5
+
+
+class Sender:
+    """The role.
+
+    Parameters
+    ----------
+    context : Context
+    rng : Random
+        Jitters the pauses.
+    """
+
+    def __init__(self, context: Context, rng: random.Random | None = None) -> None:
+        self._context = context
+        self._rng = rng or random.Random()
+        self._outlets: dict[str, _Outlet] = {}
+
+    def start(self) -> None:
+        """Open one outlet for each destination."""
+        self._open(self._context.config.service.destinations)
+
+    def tick(self) -> None:
+        """End the role when an outlet has ended."""
+        for outlet in self._outlets.values():
+            if outlet.failure is not None:
+                raise outlet.failure
+
+    def use(self, config: Config) -> None:
+        """Close the outlets that changed or went, open the new ones."""
+        wanted = config.service.destinations
+        changed = [
+            name for name, outlet in self._outlets.items() if wanted.get(name) != outlet.destination
+        ]
+        for name in changed:
+            self._outlets[name].ask_to_stop()
+        for name in changed:
+            self._outlets.pop(name).join(LEASE_S)
+        self._open({n: d for n, d in wanted.items() if n not in self._outlets})
+
+    def stop(self, grace_s: float) -> None:
+        """Finish the object under way; what is left waits in the ledger."""
+        for outlet in self._outlets.values():
+            outlet.ask_to_stop()
+        for outlet in self._outlets.values():
+            outlet.join(grace_s)
+
+    def _open(self, destinations: Mapping[str, Destination]) -> None:
+        for name, destination in destinations.items():
+            self._outlets[name] = _Outlet(self._context, name, destination, self._rng)
+            self._outlets[name].start()
+
+
+class _Outlet:
+    """One destination's thread."""
+
+    def __init__(
+        self, context: Context, name: str, destination: Destination, rng: random.Random
+    ) -> None:
+        self.destination = destination
+        self.failure: BaseException | None = None
+        self._context = context
+        self._name = name
+        self._rng = rng
+        self._scu = StorageSCU(name, destination)
+        self._failures = 0
+        self._open_again_at = 0.0
+        self._stopping = threading.Event()
+        self._bell = context.ledger.listen("sender")
+        self._thread = threading.Thread(target=self._send_forever, name=f"outlet-{name}")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def ask_to_stop(self) -> None:
+        self._stopping.set()
+        self._context.ledger.ring("sender")
+
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
+        self._bell.close()
+
+    def _send_forever(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                if not self._send_next():
+                    self._scu.close_if_idle()
+                    if self._bell.wait(self._pause_s()):
+                        self._open_early()
+        except BaseException as error:  # noqa: BLE001  # handed to tick, which ends the role
+            self.failure = error
+        finally:
+            self._scu.close()
+
+    def _pause_s(self) -> float:
+        """Until something can be sent, at most `POLL_S`."""
+        now = self._context.ledger.now()
+        next_at = self._context.ledger.deliveries.next_at(self._name)
+        if next_at is None:
+            return POLL_S
+        return max(0.01, min(POLL_S, max(next_at, self._open_again_at) - now))
+
+    def _open_early(self) -> None:
+        """Associate while the worker still computes, so that the first send need not."""
+        if self._failures == 0 and not self._stopping.is_set():
+            try:
+                self._scu.open()
+            except DestinationUnavailableError:
+                self._pause()
+
+    def _send_next(self) -> bool:
+        """Send one object; False when there is none that may go now."""
+        ledger = self._context.ledger
+        if ledger.now() < self._open_again_at:
+            return False
+        outgoing = ledger.deliveries.claim(self._name, LEASE_S)
+        if outgoing is None:
+            return False
+        metrics = self._context.metrics
+        if outgoing.attempts == 1:
+            metrics.stage_seconds.labels(Stage.OUTBOX, outgoing.model).observe(outgoing.outbox_s)
+        started = ledger.now()
+        try:
+            file = self._checked(outgoing)
+            receipt = self._scu.send(file)
+        except DestinationUnavailableError as error:
+            self._retry(outgoing, str(error))
+            return True
+        except (IdentityError, CannotUnderstandError, OSError) as error:
+            reason = f"not sent: {error}" if not isinstance(error, OSError) else "bytes are gone"
+            self._give_up(outgoing, reason, None)
+            return True
+        self._failures = 0
+        elapsed_s = ledger.now() - started
+        metrics.stage_seconds.labels(Stage.DELIVER, outgoing.model).observe(elapsed_s)
+        answer = dimse.answer_of(receipt.status, is_resend=outgoing.attempts > 1)
+        if not answer.is_delivered:
+            comment = f"status 0x{receipt.status:04X}"
+            self._give_up(outgoing, comment, receipt.status)
+            return True
+        triaged = ledger.deliveries.sent(outgoing, receipt.status)
+        metrics.deliveries.labels(self._name, answer).inc()
+        self._context.log.info(
+            Event.DELIVERED,
+            destination=self._name,
+            kind=outgoing.kind,
+            sop_instance_uid=outgoing.sop_instance_uid,
+            status=f"0x{receipt.status:04X}",
+            attempts=outgoing.attempts,
+            elapsed_s=round(elapsed_s, 4),
+        )
+        if triaged is not None:
+            self._report(triaged)
+        return True
+
+    def _checked(self, outgoing: Outgoing) -> bytes:
+        """The object's bytes, once they are what was made and belong to whom they should.
+
+        Raises
+        ------
+        IdentityError
+            They differ; nothing may be sent.
+        """
+        file = self._context.spool.read(outgoing.spool_key)
+        if hashlib.sha256(file).hexdigest() != outgoing.sha256:
+            raise IdentityError(
+                f"result {outgoing.sop_instance_uid} changed on disk since it was made"
+            )
+        source = self._context.spool.read(outgoing.source.spool_key)
+        identity.compare(identity.read_block(source), identity.read_block(file))
+        return file
+
+    def _retry(self, outgoing: Outgoing, reason: str) -> None:
+        """Put one object back, and leave the destination alone for as long."""
+        pause_s = self._pause()
+        self._context.ledger.deliveries.retry_later(outgoing, pause_s, reason)
+        self._context.metrics.deliveries.labels(self._name, "transient").inc()
+        self._context.log.warning(
+            Event.DELIVERY_RETRIED,
+            destination=self._name,
+            sop_instance_uid=outgoing.sop_instance_uid,
+            reason=reason,
+            attempts=outgoing.attempts,
+            delay_s=round(pause_s, 2),
+        )
+
+    def _pause(self) -> float:
+        """Leave the destination alone for a while; gives how long."""
+        self._failures += 1
+        pause_s = delay_s(self._failures, self._rng)
+        self._open_again_at = self._context.ledger.now() + pause_s
+        return pause_s
+
+    def _give_up(self, outgoing: Outgoing, reason: str, status: int | None) -> None:
+        self._context.ledger.deliveries.give_up(outgoing, reason, status)
+        self._context.metrics.deliveries.labels(self._name, "dead").inc()
+        self._context.log.error(
+            Event.DELIVERY_DEAD,
+            destination=self._name,
+            sop_instance_uid=outgoing.sop_instance_uid,
+            reason=reason,
+        )
+
+    def _report(self, triaged: Triaged) -> None:
+        if triaged.purpose == Purpose.TRIAGE:
+            metrics = self._context.metrics
+            labels = (triaged.route, triaged.priority)
+            metrics.triage_seconds.labels(*labels).observe(triaged.latency_s)
+            metrics.last_byte_seconds.labels(*labels).observe(triaged.last_byte_s)
+            metrics.first_byte_seconds.labels(*labels).observe(triaged.first_byte_s)
+        self._context.log.info(
+            Event.TRIAGED,
+            job=triaged.job_id,
+            route=triaged.route,
+            purpose=triaged.purpose,
+            latency_s=round(triaged.latency_s, 4),
+            outcome="in time" if triaged.is_within_budget else "late",
+        )
