@@ -82,7 +82,8 @@ BLOCK_KEYWORDS = (
     "ClinicalTrialProtocolEthicsCommitteeApprovalNumber",
 )
 
-#: What else travels from the source, below the level of the study: where in the body it is.
+#: What else travels from the source, below the level of the study: where in the body it is. A
+#: result may lack it where its kind of object forbids it, but never says anything else.
 PLACE_KEYWORDS = ("BodyPartExamined", "Laterality", "ImageLaterality")
 
 #: Type 2 in every result: absent in the source, they are written empty (PS3.5 7.4.3).
@@ -117,7 +118,10 @@ def _tag(keyword: str) -> int:
 BLOCK_TAGS = tuple(sorted(_tag(keyword) for keyword in BLOCK_KEYWORDS))
 _TRAVELLING_TAGS = tuple(sorted((*BLOCK_TAGS, *map(_tag, PLACE_KEYWORDS))))
 _AGREE_TAGS = tuple(map(_tag, ("SpecificCharacterSet", *AGREE_KEYWORDS)))
+_PLACE_TAGS = tuple(map(_tag, PLACE_KEYWORDS))
 _EMPTY_WHEN_ABSENT_TAGS = tuple(map(_tag, EMPTY_WHEN_ABSENT))
+
+STUDY_INSTANCE_UID = _tag("StudyInstanceUID")
 
 #: The items of a sequence; each item's elements in tag order.
 Items = tuple[tuple["Element", ...], ...]
@@ -263,8 +267,10 @@ def compare(source: Block, result: Block) -> None:
 
 
 def _same(source: Element | None, result: Element | None, tag: int) -> bool:
+    if tag in _PLACE_TAGS and (result is None or result.is_empty):
+        return True
     if source is None or result is None:
-        may_be_empty = tag in _EMPTY_WHEN_ABSENT_TAGS or tag == _tag("Laterality")
+        may_be_empty = tag in _EMPTY_WHEN_ABSENT_TAGS
         return source is None and result is not None and may_be_empty and not result.value
     return _value(source) == _value(result)
 
@@ -335,11 +341,23 @@ def _text(value: bytes, charset: Element | None) -> str | bytes:
     return text
 
 
+def text_of(block: Block, keyword: str) -> str:
+    """An element's value for our own decisions: ASCII, without padding; empty when absent."""
+    return _trimmed(block.get(_tag(keyword))).decode("ascii", "replace")
+
+
+def without(block: Block, *keywords: str) -> Block:
+    """The block, less the place elements that a kind of object must not have."""
+    left_out = {_tag(keyword) for keyword in keywords}
+    assert left_out <= {*_PLACE_TAGS}, "patient and study elements always travel"
+    return {tag: element for tag, element in block.items() if tag not in left_out}
+
+
 # ------------------------------------------------------------------ splicing
 
 
 def splice(encoded: bytes, block: Block) -> bytes:
-    """The data set with the block's elements in it, and no others of their tags.
+    """The data set with the block's elements in it, and no other patient or study elements.
 
     Parameters
     ----------
@@ -354,7 +372,7 @@ def splice(encoded: bytes, block: Block) -> bytes:
     bytes
         In tag order, ready for `compare` after `read_block`.
     """
-    pieces = {tag: piece for tag, piece in _split(encoded) if tag not in _TRAVELLING_TAGS}
+    pieces = {tag: piece for tag, piece in _split(encoded) if tag not in BLOCK_TAGS}
     for tag in _EMPTY_WHEN_ABSENT_TAGS:
         pieces[tag] = _write(Element(tag, _vr(tag, None), b""))
     for tag, element in block.items():

@@ -46,6 +46,10 @@ DisplayOf = Callable[[int], torch.Tensor]
 HeatOf = Callable[[Finding, int], torch.Tensor]
 
 
+#: ``(rows, columns)`` bool on the source's pixels, by frame index and class index; none is empty.
+_Masks = dict[tuple[int, int], torch.Tensor]
+
+
 @dataclass(frozen=True, slots=True)
 class Planned:
     """One kind of object in one compression, and where it goes."""
@@ -124,16 +128,18 @@ def encode_results(
     region_destinations = _destinations(plan, ObjectKind.SEG)
 
     objects: list[Encoded] = []
-    masks: dict[tuple[int, int], torch.Tensor] = {}
+    masks: _Masks = {}
+    outlines = _outlines(explanation)
     for i in sorted({*wanted, *(active if region_destinations else ())}):
-        heats = {finding: heat_of(finding, i) for finding in active.get(i, ())}
-        if region_destinations:
-            for finding, heat in heats.items():
-                mask = heat >= _threshold(finding)
-                if bool(mask.any()):
-                    masks[i, finding.class_index] = mask
+        layers = []
+        for finding in active.get(i, ()):
+            outline = outlines[finding.class_index]
+            drawn = color.layer(heat_of(finding, i), _threshold(finding), outline)
+            if drawn is not None:
+                layers.append(drawn)
+                masks[i, finding.class_index] = drawn.mask
         if i in wanted:
-            picture, source = _picture(run, card, volume, explanation, i, display_of(i), heats)
+            picture, source = _picture(run, card, volume, explanation, i, display_of(i), layers)
             for offset, p in _with_offsets(chosen):
                 if i in chosen[p]:
                     nth = chosen[p].index(i)
@@ -147,7 +153,7 @@ def encode_results(
     if pictured and card.inputs[0].kind is InputKind.IMAGE2D and total > MAX_PICTURES:
         reason = f"{total} images in the unit, the first {MAX_PICTURES} pictured"
         skipped.append((ObjectKind.SC, reason))
-    if masks:
+    if masks and region_destinations:
         regions, reasons = _regions(run, card, volume, explanation, masks, blocks)
         objects += [replace(region, destinations=region_destinations) for region in regions]
         skipped += [(ObjectKind.SEG, reason) for reason in reasons]
@@ -295,24 +301,19 @@ def _picture(
     explanation: Explanation,
     i: int,
     display: torch.Tensor,
-    heats: dict[Finding, torch.Tensor],
+    layers: Sequence[color.Layer],
 ) -> tuple[sc.Picture, Source]:
-    frame = volume.frames[i]
-    source = normalise(frame)
-    outlines = _outlines(explanation)
-    layers = [
-        color.Layer(heat, _threshold(finding), outlines[finding.class_index])
-        for finding, heat in heats.items()
-    ]
-    is_drawn = any(bool((layer.heat >= layer.threshold).any()) for layer in layers)
-    parts = _legend(run, card, volume, explanation, i, source, is_drawn)
-    layout, band = legend.band_beside(source.rows, source.columns, parts)
-    canvas = torch.zeros(layout.height, layout.width, 3, dtype=torch.uint8, device=display.device)
-    color.composite(display, layers, canvas[: source.rows, : source.columns])
+    source = normalise(volume.frames[i])
+    rows, columns = source.rows, source.columns
+    parts = _legend(run, card, volume, explanation, i, source, is_drawn=bool(layers))
+    layout, band = legend.band_beside(rows, columns, parts)
+    canvas = torch.empty(layout.height, layout.width, 3, dtype=torch.uint8, device=display.device)
+    canvas[rows:] = 0
+    canvas[:, columns:] = 0
+    color.composite(display, layers, canvas[:rows, :columns])
     picture = canvas.cpu().numpy()
-    rows, columns = band.shape[:2]
     top, left = layout.band_top, layout.band_left
-    picture[top : top + rows, left : left + columns] = band
+    picture[top : top + band.shape[0], left : left + band.shape[1]] = band
     return picture, source
 
 
@@ -331,6 +332,7 @@ def _legend(
     explanation: Explanation,
     i: int,
     source: Source,
+    *,
     is_drawn: bool,
 ) -> list[legend.Line | legend.HeatBar]:
     total = len(volume.frames)
@@ -342,6 +344,7 @@ def _legend(
     parts += _finding_lines(card, explanation, i, place if total > 1 else "")
     drawable = [f for f in explanation.findings if f.is_positive and f.attribution is not None]
     if is_drawn:
+        parts.append(legend.Line("heat, drawn from its threshold up", legend.GREY))
         parts.append(legend.HeatBar(min(_threshold(finding) for finding in drawable)))
     elif drawable:
         parts.append(legend.Line(f"no region at or above the heat threshold in this {place}"))
@@ -463,7 +466,7 @@ def _regions(
     card: ModelCard,
     volume: Volume,
     explanation: Explanation,
-    masks: dict[tuple[int, int], torch.Tensor],
+    masks: _Masks,
     blocks: _Blocks,
 ) -> tuple[list[Encoded], list[str]]:
     """One Segmentation for each group of planes that fit together."""

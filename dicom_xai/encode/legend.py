@@ -87,7 +87,7 @@ def _draw(parts: Sequence[Line | HeatBar], width: int, min_height: int, font_px:
     for part in parts:
         if isinstance(part, HeatBar):
             laid.append((y, part, []))
-            y += 3 * line_px
+            y += round(2.6 * line_px)
         else:
             indent = line_px if part.swatch else 0
             rows = _wrapped(part.text, font, inner - indent)

@@ -13,7 +13,6 @@ from datetime import datetime, timedelta, timezone
 from io import BytesIO
 
 from pydicom import Dataset
-from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import correct_ambiguous_vr, write_dataset, write_file_meta_info
@@ -22,7 +21,7 @@ from pydicom.valuerep import DT
 
 from dicom_xai import __version__, identity, uids
 from dicom_xai.config import Code, Compression, ModelCard
-from dicom_xai.errors import EncodeError
+from dicom_xai.errors import EncodeError, IdentityError
 from dicom_xai.study import Instance, Job, ObjectKind, Purpose, Reference
 
 MANUFACTURER = "dicom_xai"
@@ -77,9 +76,7 @@ class Run:
             ) from error
         if moment is None or moment.tzinfo is None:
             raise EncodeError(f"job {self.job.job_id}: created_at has no offset from UTC")
-        element = block.get(int(tag_for_keyword("TimezoneOffsetFromUTC") or 0))
-        text = element.value if element and isinstance(element.value, bytes) else b""
-        zone = _offset(text.decode("ascii", "replace").strip(" \0"))
+        zone = _offset(identity.text_of(block, "TimezoneOffsetFromUTC"))
         plain = datetime.fromisoformat(
             moment.isoformat()
         )  # pydicom's subclass prints itself as received
@@ -221,14 +218,16 @@ def ascii_text(text: str, length: int) -> str:
 # ------------------------------------------------------------------ the file
 
 
-def as_file(dataset: Dataset, pixels: bytes, block: identity.Block, transfer_syntax: UID) -> bytes:
+def as_file(
+    dataset: Dataset, pixels: bytes | memoryview, block: identity.Block, transfer_syntax: UID
+) -> bytes:
     """The finished file, carrying the source's identity byte for byte.
 
     Parameters
     ----------
     dataset : Dataset
         Without pixel data; its own text is ASCII.
-    pixels : bytes
+    pixels : bytes or memoryview of bytes
         The value of Pixel Data: native, or an encapsulated sequence of items (PS3.5 A.4).
     block : Block
         Of the source.
@@ -236,8 +235,10 @@ def as_file(dataset: Dataset, pixels: bytes, block: identity.Block, transfer_syn
     Raises
     ------
     IdentityError
-        What was written reads back as another identity than the source's.
+        The source has no study, or what was written reads back as another identity than its.
     """
+    if not identity.text_of(block, "StudyInstanceUID"):
+        raise IdentityError("the source has no StudyInstanceUID; a result would join no study")
     meta = FileMetaDataset()
     meta.FileMetaInformationVersion = b"\x00\x01"
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID

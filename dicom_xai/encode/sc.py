@@ -27,6 +27,18 @@ from dicom_xai.study import Instance, ObjectKind
 
 JPEG_QUALITY = 90
 
+#: Body Part Examined of which there is one (PS3.16 Annex L), as the validator has it.
+UNPAIRED = frozenset(
+    """
+    ABDOMEN ABDOMENPELVIS AORTA BACK BLADDER BRAIN CEREBELLUM CERVIX CHEST CHESTABDOMEN
+    CHESTABDPELVIS COCCYX COLON CORONARYARTERY CSPINE CTSPINE DUODENUM ESOPHAGUS FACE GALLBLADDER
+    HEAD HEADNECK HEART ILEUM ILIUM JAW JEJUNUM LARYNX LIVER LSPINE LSSPINE MAXILLA MEDIASTINUM
+    MOUTH NECK NECKCHEST NECKCHESTABDOMEN NECKCHESTABDPELV NOSE PANCREAS PELVIS PENIS PHARYNX
+    PROSTATE RECTUM SCALP SKULL SPINE SPLEEN SSPINE STERNUM STOMACH THYMUS THYROID TLSPINE TONGUE
+    TRACHEA TSPINE URETER URETHRA UTERUS VAGINA VULVA WHOLEBODY
+    """.split()
+)
+
 Picture = npt.NDArray[np.uint8]
 
 
@@ -111,12 +123,26 @@ def capture(
     if kind is ObjectKind.SC:
         dataset.DerivationDescription = provenance.ascii_text(derivation, 1024)
     dataset.PatientOrientation = ""
-    dataset.Laterality = ""  # type 2C; the source's value, where it has one, replaces it
+    placed = _with_laterality(dataset, block)
     if source is not None:
         _place(dataset, source)
     _tell_losses(dataset, source, compression, picture.size, len(pixels))
-    file = provenance.as_file(dataset, pixels, block, syntax)
+    file = provenance.as_file(dataset, pixels, placed, syntax)
     return Captured(SecondaryCaptureImageStorage, instance_uid, series_uid, str(syntax), file)
+
+
+def _with_laterality(dataset: Dataset, block: identity.Block) -> identity.Block:
+    """Laterality is type 2C: for a paired body part, unless Image Laterality stands (C.7.3.1).
+
+    The source's value always travels. Where it has none, the attribute is written empty when the
+    body part is paired or not stated, and left out when there is only one of it.
+    """
+    if identity.text_of(block, "Laterality"):
+        return block
+    body_part = identity.text_of(block, "BodyPartExamined").upper()
+    if body_part not in UNPAIRED and not identity.text_of(block, "ImageLaterality"):
+        dataset.Laterality = ""
+    return identity.without(block, "Laterality")
 
 
 def _place(dataset: Dataset, source: Source) -> None:
@@ -158,7 +184,7 @@ def _tell_losses(
         dataset.LossyImageCompressionMethod = methods
 
 
-def _compressed(picture: Picture, compression: Compression) -> tuple[bytes, UID, str]:
+def _compressed(picture: Picture, compression: Compression) -> tuple[bytes | memoryview, UID, str]:
     """Value of Pixel Data, transfer syntax, photometric interpretation (PS3.5 8.2)."""
     if compression is Compression.RLE:
         return _encapsulated(_rle(picture)), RLELossless, "RGB"
@@ -171,7 +197,7 @@ def _compressed(picture: Picture, compression: Compression) -> tuple[bytes, UID,
             subsampling="422",
         )
         return _encapsulated(bytes(stream)), JPEGBaseline8Bit, "YBR_FULL_422"
-    return picture.tobytes(), ExplicitVRLittleEndian, "RGB"
+    return picture.data.cast("B"), ExplicitVRLittleEndian, "RGB"
 
 
 def _rle(picture: Picture) -> bytes:

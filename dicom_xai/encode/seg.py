@@ -183,7 +183,9 @@ def segmentation(
         item.DimensionOrganizationUID = dimension_uid
     if len(pixels) % 2 == 0 and (int(dataset.NumberOfFrames) * masks[0, :, :, 0].size + 7) // 8 % 2:
         pixels = pixels[:-1] + b"\0"  # highdicom pads with the character 0
-    file = provenance.as_file(dataset, pixels, block, ExplicitVRLittleEndian)
+    # a Segmentation tells the side by its frames' anatomy, not by the series (PS3.3 C.7.3.1)
+    placed = identity.without(block, "Laterality", "ImageLaterality")
+    file = provenance.as_file(dataset, pixels, placed, ExplicitVRLittleEndian)
     syntax = str(ExplicitVRLittleEndian)
     return Segmented(SegmentationStorage, instance_uid, series_uid, syntax, file)
 

@@ -16,12 +16,39 @@ from dataclasses import dataclass
 
 from pydicom import Dataset, Sequence
 from pydicom.datadict import tag_for_keyword
+from pydicom.uid import (
+    ComputedRadiographyImageStorage,
+    CTImageStorage,
+    DigitalMammographyXRayImageStorageForPresentation,
+    DigitalMammographyXRayImageStorageForProcessing,
+    DigitalXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,
+    MRImageStorage,
+    SecondaryCaptureImageStorage,
+    UltrasoundImageStorage,
+)
 from pydicom.valuerep import format_number_as_ds
 
 from dicom_xai import uids
 from dicom_xai.study import Frame
 
 Texts = tuple[str, ...]
+
+#: Whose images have one frame by definition: a frame number may not be referred to, although
+#: some scanners write several (PS3.3 Table 10-3).
+SINGLE_FRAME_CLASSES = frozenset(
+    {
+        ComputedRadiographyImageStorage,
+        CTImageStorage,
+        DigitalMammographyXRayImageStorageForPresentation,
+        DigitalMammographyXRayImageStorageForProcessing,
+        DigitalXRayImageStorageForPresentation,
+        DigitalXRayImageStorageForProcessing,
+        MRImageStorage,
+        SecondaryCaptureImageStorage,
+        UltrasoundImageStorage,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +60,7 @@ class Source:
 
     rows: int
     columns: int
-    is_multi_frame: bool
+    is_multi_frame: bool  #: whether a reference can name a frame
     modality: str
     pixel_spacing: Texts  #: mm between rows, between columns; PixelSpacing only, never Imager's
     pixel_spacing_calibration_type: str
@@ -72,7 +99,10 @@ def normalise(frame: Frame) -> Source:
     return Source(
         rows=rows,
         columns=columns,
-        is_multi_frame=int(text["number_of_frames"] or "1") > 1,
+        is_multi_frame=(
+            int(text["number_of_frames"] or "1") > 1
+            and frame.instance.sop_class_uid not in SINGLE_FRAME_CLASSES
+        ),
         modality=text["modality"],
         pixel_spacing=found["pixel_spacing"],
         pixel_spacing_calibration_type=text["pixel_spacing_calibration_type"],
