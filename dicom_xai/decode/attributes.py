@@ -11,13 +11,14 @@ import math
 import struct
 
 from pydicom import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from dicom_xai.errors import DecodeError
 
 #: What pydicom raises on a damaged data set: when reading, and when a value is first converted.
 PYDICOM_ERRORS = (
     InvalidDicomError,
+    BytesLengthException,
     AttributeError,
     EOFError,
     LookupError,

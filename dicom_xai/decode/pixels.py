@@ -103,7 +103,7 @@ def decode(
     syntax = _transfer_syntax(header)
     element = _pixel_element(data, offset, syntax)
     layout = _Layout.of(header, syntax)
-    layout.check_size(element.length, limit_bytes)
+    layout.check_size(element, data, limit_bytes)
     stored = _stored_values(layout, element, data)
     valid = _valid(header, layout, stored)
     values = torch.from_numpy(stored.astype(np.float32)).to(device)
@@ -209,11 +209,11 @@ class _Layout:
         if pixel_representation not in (0, 1):
             raise DecodeError(f"PixelRepresentation: {pixel_representation}, 0 or 1 wanted")
 
-    def check_size(self, length: int, limit_bytes: int) -> None:
+    def check_size(self, element: _Element, data: bytes, limit_bytes: int) -> None:
         """Refuse what would not fit, and pixel data of another size, by arithmetic alone.
 
-        Some writers pad Pixel Data beyond the one byte of PS3.5 8.1.1; less than a frame more is
-        taken as that, a frame or more means that NumberOfFrames is wrong.
+        Some writers pad Pixel Data with more zeros than the one of PS3.5 8.1.1; less than a frame
+        of them is taken as that. Anything else more means that the header is wrong.
         """
         decoded = self.rows * self.columns * self.frames * 4
         if decoded > limit_bytes:
@@ -221,10 +221,13 @@ class _Layout:
                 f"Rows {self.rows}, Columns {self.columns} and NumberOfFrames {self.frames} need "
                 f"{decoded} bytes decoded; the limit is {limit_bytes}"
             )
-        if not 0 <= length - self.size_bytes < self.size_bytes // self.frames:
+        end, size = element.offset + element.length, self.size_bytes
+        surplus = element.length - size
+        is_padding = surplus <= 1 or not any(data[end - surplus : end])
+        if not 0 <= surplus < max(2, size // self.frames) or not is_padding:
             raise DecodeError(
-                f"PixelData: {length} bytes, but Rows, Columns, NumberOfFrames, "
-                f"SamplesPerPixel and BitsAllocated make {self.size_bytes}"
+                f"PixelData: {element.length} bytes, but Rows, Columns, NumberOfFrames, "
+                f"SamplesPerPixel and BitsAllocated make {size}"
             )
 
     @property
