@@ -118,6 +118,8 @@ class Jobs:
         results: Sequence[Result],
         note: str = "",
         *,
+        findings: str = "[]",
+        stages: str = "{}",
         amend_because: str = "",
         is_failure: bool = False,
     ) -> bool:
@@ -130,6 +132,8 @@ class Jobs:
             Their files are durable in the spool.
         note : str
             Why it failed, or what was left out.
+        findings, stages : str
+            JSON, for the admin's views: what the model said, seconds in each stage.
         amend_because : str
             When not empty, another job of the same unit is queued as an amendment.
         is_failure : bool
@@ -153,6 +157,8 @@ class Jobs:
                 .values(
                     state=JobState.FAILED if is_failure else JobState.DONE,
                     note=note,
+                    findings=findings,
+                    stages=stages,
                     done_at=now,
                     lease_until=None,
                 )

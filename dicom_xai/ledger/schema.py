@@ -207,6 +207,8 @@ job = Table(
     Column("created_at", Text, nullable=False),  # DICOM DT: all results carry it
     Column("explainer", Text, nullable=False, server_default=""),
     Column("note", Text, nullable=False, server_default=""),
+    Column("findings", Text, nullable=False, server_default="[]"),  # JSON: what the model said
+    Column("stages", Text, nullable=False, server_default="{}"),  # JSON: seconds in each stage
     Column("done_at", Float),
     Column("triaged_at", Float),
     Column("overdue_at", Float),

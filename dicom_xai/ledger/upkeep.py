@@ -303,6 +303,7 @@ class Upkeep:
                     job.c.id.label("job"),
                     job.c.state.label("job_state"),
                     job.c.purpose,
+                    job.c.findings,
                     job.c.note,
                 )
                 .outerjoin(job, job.c.candidate_id == candidate.c.id)
@@ -334,6 +335,29 @@ class Upkeep:
                 ),
             )
         return [*instances, *units, *deliveries]
+
+    def study_rows(self, study_instance_uid: str) -> list[dict[str, object]]:
+        """The jobs of one study, oldest first, with what they found and how long each part took."""
+        query = (
+            select(
+                job.c.id,
+                job.c.route,
+                job.c.model,
+                job.c.purpose,
+                job.c.state,
+                job.c.note,
+                job.c.findings,
+                job.c.stages,
+                (job.c.triaged_at - job.c.done_at).label("deliver_s"),
+                (job.c.triaged_at - job.c.ready_at).label("triage_s"),
+                (job.c.deadline_at - job.c.ready_at).label("budget_s"),
+            )
+            .join(candidate, candidate.c.id == job.c.candidate_id)
+            .where(candidate.c.study_instance_uid == study_instance_uid)
+            .order_by(job.c.id)
+        )
+        with self._db.read() as connection:
+            return _rows(connection, query)
 
     def job_rows(self, states: tuple[str, ...] = ()) -> list[dict[str, object]]:
         """Jobs in these states (all when empty), newest first, at most 200."""

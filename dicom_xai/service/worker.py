@@ -7,6 +7,7 @@ which stage. Nothing that matters is in memory: killed at any instant, the job i
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from dicom_xai.explain.served import ServedModel
 from dicom_xai.infer.session import Device, resolve_device
 from dicom_xai.service.role import Context
 from dicom_xai.stages import Deadline, Stage
-from dicom_xai.study import Instance, Job, Purpose, Result
+from dicom_xai.study import Explanation, Instance, Job, Purpose, Result
 from dicom_xai.telemetry import Event, describe
 
 LEASE_S = 10.0
@@ -218,6 +219,8 @@ class Worker:
             job,
             results,
             "; ".join(notes),
+            findings=_findings_json(outcome.explanation),
+            stages=json.dumps({stage: round(s, 4) for stage, s in watch.spent_s.items()}),
             amend_because=outcome.degraded if outcome.owes_map else "",
         )
         if not is_ours:
@@ -382,3 +385,12 @@ class Worker:
         self._context.log.warning(
             Event.BUDGET_EXCEEDED, job=job.job_id, route=job.route, stage=watch.stage
         )
+
+
+def _findings_json(explanation: Explanation) -> str:
+    return json.dumps(
+        [
+            {"class": item.name, "score": round(item.score, 4), "is_positive": item.is_positive}
+            for item in explanation.findings
+        ]
+    )
