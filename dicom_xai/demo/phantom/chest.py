@@ -286,7 +286,7 @@ def _body(x: Image, y: Image, width: float) -> Image:
 
 def _side(u: Image, y: Image, apex: float, dome: float, width: float) -> _Side:
     t = (y - apex) / (9 - apex)
-    wall = width * _arch(t) - np.where(t < 0, 5, 0)
+    wall = width * _arch(t) - np.float32(5) * (t < 0)
     floor = dome + 0.065 * (u - 5.0) ** 2
     inner = 1.9 + 0.8 * t
     inside = np.minimum(np.minimum(wall - u, u - inner), np.minimum(floor - y, y - apex))

@@ -24,7 +24,11 @@ def soft(distance: Image, width: float) -> Image:
     t = distance * np.float32(0.5 / width)
     t += np.float32(0.5)
     np.clip(t, 0, 1, out=t)
-    return np.asarray(t * t * (3 - 2 * t))
+    out = t * t
+    t *= -2
+    t += 3
+    out *= t
+    return out
 
 
 def smooth_field(rng: np.random.Generator, shape: tuple[int, int], cells: tuple[int, int]) -> Image:
