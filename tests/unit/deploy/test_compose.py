@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from dicom_xai import config
+from dicom_xai.service.check import route_problems
 
 REPOSITORY = Path(__file__).parents[3]
 DOCKER = REPOSITORY / "docker"
@@ -93,6 +94,11 @@ def live(tmp_path: Path) -> config.Config:
     loaded, lint = config.load(tmp_path / "dicom-xai.yaml")
     assert lint == []
     return loaded
+
+
+def test_every_route_does_what_its_tests_say(live: config.Config) -> None:
+    assert live.routes.tests
+    assert route_problems(live) == []
 
 
 def test_config_is_valid_and_keeps_its_state_in_the_volume(live: config.Config) -> None:
