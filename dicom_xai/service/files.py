@@ -70,7 +70,8 @@ def explain_files(
         The model does not load.
     """
     model = ServedModel(card, device, [EXPLAINERS[explainer]], len(card.classes))
-    route = _route(card, explainer, slices)
+    route = route_for(card, explainer, slices)
+    created_at = datetime.now().astimezone().strftime("%Y%m%d%H%M%S.%f%z")
     units: dict[Unit, list[tuple[Instance, bytes]]] = {}
     for path in files:
         data = path.read_bytes()
@@ -82,14 +83,33 @@ def explain_files(
         )
         unit = unit_of(route, {card.name: card.default_per}, uids)
         units.setdefault(unit, []).append((instance, data))
-    return [_run(unit, members, model, route) for unit, members in units.items()]
+    explained = []
+    for unit, members in units.items():
+        stage_s: dict[Stage, float] = {}
+        try:
+            outcome = run_unit(unit, members, model, route, created_at, stage_s)
+            explained.append(Explained(unit, outcome, "", stage_s))
+        except StudyError as error:
+            explained.append(Explained(unit, None, str(error), stage_s))
+    return explained
 
 
-def _run(
-    unit: Unit, members: list[tuple[Instance, bytes]], model: ServedModel, route: Route
-) -> Explained:
-    data = {instance.sop_instance_uid: file for instance, file in members}
-    stage_s: dict[Stage, float] = {}
+def run_unit(
+    unit: Unit,
+    members: Sequence[tuple[Instance, bytes]],
+    model: ServedModel,
+    route: Route,
+    created_at: str,
+    stage_s: dict[Stage, float],
+) -> pipeline.Outcome:
+    """One unit through the pipeline; the seconds of each stage go into `stage_s`.
+
+    Raises
+    ------
+    StudyError
+        It cannot be done; the message says why.
+    """
+    data = dict(members)
 
     @contextmanager
     def stage(which: Stage) -> Iterator[None]:
@@ -110,24 +130,39 @@ def _run(
         priority=Priority.ROUTINE,
         ready_at=0.0,
         deadline_at=_BUDGET_S,
-        created_at=datetime.now().astimezone().strftime("%Y%m%d%H%M%S.%f%z"),
+        created_at=created_at,
         explainer=route.explain[0],
         attempts=1,
         instances=tuple(instance for instance, _ in members),
     )
     tools = pipeline.Tools(
-        read=lambda instance: data[instance.sop_instance_uid],
+        read=data.__getitem__,
         destinations={_FOLDER: _destination()},
         stage=stage,
         fix_explainer=lambda _: None,
         rest_s=0.0,
     )
     deadline = Deadline(time.monotonic() + _BUDGET_S, _BUDGET_S, time.monotonic)
-    try:
-        outcome = pipeline.run(job, model, deadline, tools)
-    except StudyError as error:
-        return Explained(unit, None, str(error), stage_s)
-    return Explained(unit, outcome, "", stage_s)
+    return pipeline.run(job, model, deadline, tools)
+
+
+def route_for(card: ModelCard, explainer: str, slices: int) -> Route:
+    """A route that sends everything a card can give to one place, which nobody connects to."""
+    is_series = card.inputs[0].kind is not InputKind.IMAGE2D
+    return Route(
+        name="files",
+        when={},
+        per=Per.SERIES if is_series else Per.INSTANCE,
+        trigger=TriggerKind.ASSOCIATION_RELEASE if is_series else TriggerKind.INSTANCE,
+        model=card.name,
+        explain=(explainer,),
+        findings=min(16, len(card.classes)),
+        send=(
+            SendRule(object=ObjectKind.SC, to=(_FOLDER,), slices=slices if is_series else None),
+            SendRule(object=ObjectKind.SEG, to=(_FOLDER,)),
+        ),
+        budget_s=_BUDGET_S,
+    )
 
 
 def write_results(explained: Explained, folder: Path) -> list[Path]:
@@ -176,24 +211,6 @@ def _instance(path: Path, data: bytes) -> Instance:
         raise StudyError(
             f"{path.name} is no DICOM image file with study, series and SOP UIDs"
         ) from error
-
-
-def _route(card: ModelCard, explainer: str, slices: int) -> Route:
-    is_series = card.inputs[0].kind is not InputKind.IMAGE2D
-    return Route(
-        name="files",
-        when={},
-        per=Per.SERIES if is_series else Per.INSTANCE,
-        trigger=TriggerKind.ASSOCIATION_RELEASE if is_series else TriggerKind.INSTANCE,
-        model=card.name,
-        explain=(explainer,),
-        findings=min(16, len(card.classes)),
-        send=(
-            SendRule(object=ObjectKind.SC, to=(_FOLDER,), slices=slices if is_series else None),
-            SendRule(object=ObjectKind.SEG, to=(_FOLDER,)),
-        ),
-        budget_s=_BUDGET_S,
-    )
 
 
 def _destination() -> Destination:

@@ -27,6 +27,7 @@ from dicom_xai.explain import EXPLAINERS
 from dicom_xai.explain.served import ServedModel
 from dicom_xai.infer.session import Device, resolve_device
 from dicom_xai.service.role import Context
+from dicom_xai.service.warmup import warm_up
 from dicom_xai.stages import Deadline, Stage
 from dicom_xai.study import Explanation, Instance, Job, Purpose, Result
 from dicom_xai.telemetry import Event, describe
@@ -116,6 +117,9 @@ class Worker:
         """Load and test the models, then work."""
         self._device = resolve_device(self._asked_device)
         self._models = load_models(self._config, self._device)
+        for model in self._models.values():
+            for explainer in model.self_tests:
+                warm_up(model, explainer)
         self._report_models()
         self._loop.start()
         self._watcher.start()
