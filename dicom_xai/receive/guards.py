@@ -44,6 +44,7 @@ from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.fsm import TRANSITION_TABLE
 from pynetdicom.pdu import A_ABORT_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
 from pynetdicom.presentation import PresentationContext
@@ -78,9 +79,12 @@ _LONGEST_PDU = {
     0x06: 1_024,
     0x07: 1_024,
 }
+#: Events that announce a primitive of ours (PS3.8 Table 9-10): there is one in the queue for each.
+_OURS = frozenset({"Evt1", "Evt7", "Evt8", "Evt9", "Evt11", "Evt14", "Evt15"})
 #: What pynetdicom and pydicom raise on bytes that are no command set or no PDU.
 _MALFORMED = (
     ArithmeticError,
+    AssertionError,
     AttributeError,
     EOFError,
     LookupError,
@@ -88,6 +92,7 @@ _MALFORMED = (
     RecursionError,
     TypeError,
     ValueError,
+    Warning,  # where warnings are errors
     struct.error,
 )
 
@@ -278,7 +283,13 @@ class GuardedDUL(DULServiceProvider):  # type: ignore[misc]
             else:
                 self.socket.wait(TICK_S)
             return
-        self.state_machine.do_action(event)
+        if (event, self.state_machine.current_state) in TRANSITION_TABLE:
+            self.state_machine.do_action(event)
+        elif event in _OURS:
+            # the peer was faster: this answer belongs to a conversation that is over
+            self.to_provider_queue.get(block=False)
+        else:
+            self._refuse("malformed-pdu")
         self.assoc.news.set()
 
     def _is_served_first(self) -> bool:
@@ -322,6 +333,8 @@ class GuardedDUL(DULServiceProvider):  # type: ignore[misc]
             return
         try:
             pdu, event = self._decode_pdu(header + body)
+            if kind != _P_DATA_TF:
+                pdu.to_primitive()  # tried here, for the state machine would not survive it
         except _MALFORMED:
             self._refuse("malformed-pdu")
             return

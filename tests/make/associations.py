@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import BytesIO
 
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -13,6 +14,17 @@ from pydicom.filebase import DicomIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE
+from pynetdicom.association import Association
+from pynetdicom.dimse_messages import C_STORE_RQ
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dul import DULServiceProvider
+from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ, P_DATA_TF
+from pynetdicom.pdu_primitives import (
+    A_ASSOCIATE,
+    ImplementationClassUIDNotification,
+    MaximumLengthNotification,
+)
+from pynetdicom.presentation import build_context
 
 from dicom_xai.config import Allowed, Listener, ReceiveConfig
 from dicom_xai.errors import RefusedError
@@ -152,11 +164,16 @@ def associated(
     for sop_class_uid in classes:
         ae.add_requested_context(sop_class_uid, list(syntaxes))
     assoc = ae.associate(HOST, port, ae_title=called)
+    sock = assoc.dul.socket.socket
     try:
         yield assoc
     finally:
         if assoc.is_established:
             assoc.release()
+        assoc.dul.join(timeout=5)
+        # pynetdicom 3.0.4 leaves it open where the peer closed first
+        if sock is not None:
+            sock.close()
 
 
 def store(port: int, *data_sets: Dataset, **how: object) -> list[int]:
@@ -170,6 +187,125 @@ def store(port: int, *data_sets: Dataset, **how: object) -> list[int]:
         ]
 
 
-def connected(port: int) -> socket.socket:
-    """A bare TCP connection to a listener."""
-    return socket.create_connection((HOST, port), timeout=10)
+def association_request(
+    classes: Sequence[str] = (CTImageStorage,), calling: str = "RAW", called: str = "DICOM_XAI"
+) -> bytes:
+    """The bytes of an A-ASSOCIATE-RQ with one context for each class, ids 1, 3, ..."""
+    primitive = A_ASSOCIATE()
+    primitive.application_context_name = "1.2.840.10008.3.1.1.1"
+    primitive.calling_ae_title, primitive.called_ae_title = calling, called
+    contexts = []
+    for number, sop_class_uid in enumerate(classes):
+        context = build_context(sop_class_uid, ExplicitVRLittleEndian)
+        context.context_id = 2 * number + 1
+        contexts.append(context)
+    primitive.presentation_context_definition_list = contexts
+    length = MaximumLengthNotification()
+    length.maximum_length_received = 16_384
+    implementation = ImplementationClassUIDNotification()
+    implementation.implementation_class_uid = "1.2.3"
+    primitive.user_information = [length, implementation]
+    return bytes(A_ASSOCIATE_RQ(primitive).encode())
+
+
+def store_request(data_set: bytes, sop_class_uid: str, sop_instance_uid: str) -> bytes:
+    """The bytes of a C-STORE-RQ on context 1, in PDUs of 16 kB."""
+    request = C_STORE()
+    request.MessageID = 1
+    request.Priority = 0
+    request.AffectedSOPClassUID = sop_class_uid
+    request.AffectedSOPInstanceUID = sop_instance_uid
+    request.DataSet = BytesIO(data_set)
+    message = C_STORE_RQ()
+    message.primitive_to_message(request)
+    return b"".join(P_DATA_TF(each).encode() for each in message.encode_msg(1, 16_384))
+
+
+def connected(port: int, *sent: bytes) -> socket.socket:
+    """A bare TCP connection that has sent something and reads no answer."""
+    sock = socket.create_connection((HOST, port), timeout=10)
+    for each in sent:
+        sock.sendall(each)
+    return sock
+
+
+def negotiated(port: int, **request: object) -> socket.socket:
+    """A bare TCP connection with an association."""
+    sock = connected(port, association_request(**request))  # type: ignore[arg-type]
+    assert next_pdu(sock)[:1] == b"\x02"
+    return sock
+
+
+def next_pdu(sock: socket.socket) -> bytes:
+    """One PDU, or nothing once the peer has closed."""
+    try:
+        header = sock.recv(6, socket.MSG_WAITALL)
+        if len(header) < 6:
+            return b""
+        return header + sock.recv(int.from_bytes(header[2:], "big"), socket.MSG_WAITALL)
+    except ConnectionError:
+        return b""
+
+
+def threads_of_associations() -> list[threading.Thread]:
+    """The threads of connections that are alive."""
+    return [
+        each
+        for each in threading.enumerate()
+        if isinstance(each, (Association, DULServiceProvider))
+    ]
+
+
+def wait_until_all_have_ended(timeout_s: float = 10.0) -> None:
+    """Until no thread of any connection is alive; AssertionError when one stays."""
+    deadline_s = time.monotonic() + timeout_s
+    while alive := threads_of_associations():
+        for each in alive:
+            if each.ident is not None:  # else it is just being started
+                each.join(timeout=0.1)
+        assert time.monotonic() < deadline_s, alive
+
+
+@contextmanager
+def stubborn(behaviour: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A peer that does `behaviour` with the first connection and then holds it; gives its port."""
+    listener = socket.create_server((HOST, 0))
+    done = threading.Event()
+    kept: list[socket.socket] = []
+
+    def serve() -> None:
+        while not done.is_set():
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            connection.settimeout(10)
+            kept.append(connection)
+            behaviour(connection)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield int(listener.getsockname()[1])
+    finally:
+        done.set()
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(timeout=15)
+        for each in kept:
+            each.close()
+
+
+def agree(connection: socket.socket) -> None:
+    """Answer an A-ASSOCIATE-RQ by accepting everything."""
+    request = A_ASSOCIATE_RQ()
+    request.decode(next_pdu(connection))
+    primitive = request.to_primitive()
+    contexts = primitive.presentation_context_definition_list
+    for context in contexts:
+        context.transfer_syntax = context.transfer_syntax[:1]
+        context.result = 0
+    primitive.presentation_context_definition_results_list = contexts
+    primitive.result = 0
+    connection.sendall(A_ASSOCIATE_AC(primitive).encode())

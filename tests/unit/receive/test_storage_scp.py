@@ -1,10 +1,41 @@
-"""The receiver on real sockets, against pynetdicom's requestor."""
+"""The receiver on real sockets: who may come in, and what each object is answered."""
 
 from __future__ import annotations
 
+import hashlib
+import socket
+import threading
+
+import pytest
+from pydicom.uid import (
+    ComputedRadiographyImageStorage,
+    CTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    KeyObjectSelectionDocumentStorage,
+)
 from pynetdicom.sop_class import Verification
 
-from tests.make.associations import Shelf, an_image, associated, encoded, listening, store
+from dicom_xai import errors
+from dicom_xai.config import Allowed, Listener
+from dicom_xai.receive.storage_scp import StorageSCP
+from tests.make.associations import (
+    HOST,
+    Shelf,
+    a_config,
+    an_image,
+    associated,
+    connected,
+    encoded,
+    listening,
+    negotiated,
+    next_pdu,
+    ready_to_send,
+    store,
+    store_request,
+    wait_until_all_have_ended,
+)
 
 
 def test_an_echo_is_answered_and_opens_no_transfer() -> None:
@@ -14,13 +45,273 @@ def test_an_echo_is_answered_and_opens_no_transfer() -> None:
     assert door.transfers == 0
 
 
-def test_an_object_arrives_byte_for_byte() -> None:
+@pytest.mark.parametrize(
+    "syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
+)
+def test_an_object_arrives_byte_for_byte_with_its_facts(syntax: str) -> None:
     door = Shelf()
-    ds = an_image()
+    ds = ready_to_send(an_image(), syntax)
     with listening(door) as scp:
-        assert store(scp.ports[0], ds) == [0x0000]
+        assert store(scp.ports[0], ds, syntaxes=[syntax], calling="MODALITY") == [0x0000]
         door.wait("ends")
     (arrival,) = door.arrivals
-    assert arrival.file[1] == encoded(ds)
+    assert arrival.file[1] == encoded(ds, syntax)
+    assert arrival.sha256 == hashlib.sha256(b"".join(arrival.file)).hexdigest()
+    assert arrival.data_set_sha256 == hashlib.sha256(encoded(ds, syntax)).hexdigest()
+    assert arrival.size_bytes == len(b"".join(arrival.file))
+    assert arrival.transfer_syntax_uid == syntax
     assert arrival.sop_instance_uid == ds.SOPInstanceUID
-    assert door.ends == [(1, "released")]
+    assert arrival.series_instance_uid == ds.SeriesInstanceUID
+    assert arrival.study_instance_uid == ds.StudyInstanceUID
+    assert arrival.header.PatientID == ds.PatientID
+    sender = arrival.sender
+    assert (sender.calling_ae_title, sender.called_ae_title) == ("MODALITY", "DICOM_XAI")
+    assert (sender.source_address, sender.priority) == (HOST, 2)  # low: pynetdicom's default
+
+
+def test_explicit_little_endian_is_chosen_whatever_the_peer_prefers() -> None:
+    door = Shelf()
+    offered = [ImplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian]
+    with (
+        listening(door) as scp,
+        associated(scp.ports[0], [CTImageStorage], offered) as assoc,
+    ):
+        (context,) = assoc.accepted_contexts
+        assert context.transfer_syntax == [ExplicitVRLittleEndian]
+
+
+def test_all_objects_of_an_association_are_one_transfer_that_ends_released() -> None:
+    door = Shelf()
+    with listening(door) as scp:
+        assert store(scp.ports[0], an_image(), an_image(), an_image()) == [0, 0, 0]
+        door.wait("ends")
+        assert door.ends == [(1, "released")]
+
+
+def test_a_sender_that_aborts_or_vanishes_ends_its_transfer_aborted() -> None:
+    door = Shelf()
+    ds = an_image()
+    request = store_request(encoded(ds), ds.SOPClassUID, ds.SOPInstanceUID)
+    with listening(door) as scp:
+        with associated(scp.ports[0]) as assoc:
+            assoc.send_c_store(ready_to_send(an_image()))
+            assoc.abort()
+        door.wait("ends", 1)
+        with negotiated(scp.ports[0]) as sock:
+            sock.sendall(request)
+            next_pdu(sock)
+        door.wait("ends", 2)
+    assert [how for _, how in door.ends] == ["aborted", "aborted"]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status", "reason"),
+    [
+        (errors.OutOfResourcesError("full", reason="no-space"), 0xA700, "no-space"),
+        (errors.DuplicateInstanceError("known"), 0x0111, "duplicate-conflict"),
+        (errors.LedgerBusyError("locked"), 0xA700, "not-durable"),
+        (OSError(28, "No space left on device"), 0xA700, "not-durable"),
+        (RuntimeError("a bug"), 0x0110, "failed"),
+    ],
+)
+def test_what_the_door_raises_becomes_the_answer(
+    refusal: Exception, status: int, reason: str
+) -> None:
+    door = Shelf(refusal)
+    with listening(door) as scp, associated(scp.ports[0]) as assoc:
+        assert assoc.send_c_store(ready_to_send(an_image())).Status == status
+        assert door.reasons() == [reason]
+        door.refusal = None
+        assert assoc.send_c_store(ready_to_send(an_image())).Status == 0x0000
+
+
+def test_a_transfer_that_cannot_be_opened_is_answered_out_of_resources() -> None:
+    class Full(Shelf):
+        def opened(self, sender: object) -> int:
+            raise errors.OutOfResourcesError("full")
+
+    door = Full()
+    with listening(door) as scp:
+        assert store(scp.ports[0], an_image()) == [0xA700]
+    assert door.ends == []
+
+
+def test_a_truncated_data_set_is_never_success() -> None:
+    door = Shelf()
+    ds = an_image()
+    whole = encoded(ds)
+    with listening(door) as scp:
+        for cut in (1, 100, len(whole) - 1):
+            with negotiated(scp.ports[0]) as sock:
+                sock.sendall(store_request(whole[:-cut], ds.SOPClassUID, ds.SOPInstanceUID))
+                assert b"\x00\x00\x00\x09\x02\x00\x00\x00\x00\xc0" in next_pdu(sock)
+    assert door.arrivals == []
+    assert door.reasons() == ["cannot-understand"] * 3
+
+
+def test_an_object_of_another_class_than_agreed_is_refused() -> None:
+    door = Shelf()
+    ds = an_image(sop_class_uid=ComputedRadiographyImageStorage)
+    with listening(door) as scp, negotiated(scp.ports[0], classes=[CTImageStorage]) as sock:
+        sock.sendall(store_request(encoded(ds), ds.SOPClassUID, ds.SOPInstanceUID))
+        assert b"\x00\x00\x00\x09\x02\x00\x00\x00\x00\xa9" in next_pdu(sock)
+    assert door.reasons() == ["data-set-mismatch"]
+
+
+def test_a_wrong_called_ae_title_is_rejected_with_that_reason() -> None:
+    door = Shelf()
+    with listening(door) as scp, associated(scp.ports[0], called="SOMEBODY") as assoc:
+        assert assoc.is_rejected
+        answer = assoc.acceptor.primitive
+        assert (answer.result, answer.result_source, answer.diagnostic) == (1, 1, 7)
+    ((reason, sender),) = door.refusals
+    assert (reason, sender.called_ae_title) == ("called-ae", "SOMEBODY")
+
+
+@pytest.mark.parametrize(
+    ("allow", "may_come"),
+    [
+        ([("*", "127.0.0.0/8")], True),
+        ([("SENDER", "127.0.0.1/32")], True),
+        ([("OTHER", "127.0.0.0/8")], False),
+        ([("SENDER", "10.0.0.0/8")], False),
+        # each half matches another line: only a pair counts
+        ([("SENDER", "10.0.0.0/8"), ("OTHER", "127.0.0.0/8")], False),
+    ],
+)
+def test_calling_ae_title_and_network_must_match_as_a_pair(
+    allow: list[tuple[str, str]], may_come: bool
+) -> None:
+    door = Shelf()
+    pairs = tuple(Allowed(ae_title=title, network=network) for title, network in allow)
+    with listening(door, allow=pairs) as scp, associated(scp.ports[0]) as assoc:
+        assert assoc.is_established == may_come
+        if not may_come:
+            answer = assoc.acceptor.primitive
+            assert (answer.result, answer.result_source, answer.diagnostic) == (1, 1, 3)
+            assert door.reasons() == ["not-allowed"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"max_associations": 2}, "association-limit"),
+        ({"max_per_source": 2}, "source-limit"),
+    ],
+)
+def test_an_association_above_a_limit_is_rejected_and_room_comes_back(
+    limits: dict[str, int], reason: str
+) -> None:
+    door = Shelf()
+    with listening(door, **limits) as scp:
+        port = scp.ports[0]
+        with associated(port) as one, associated(port) as two:
+            assert one.is_established
+            assert two.is_established
+            assert scp.associations == 2
+            with associated(port) as three:
+                answer = three.acceptor.primitive
+                assert (answer.result, answer.result_source, answer.diagnostic) == (2, 3, 2)
+        assert door.reasons() == [reason]
+        # the releases may still be on their way out
+        assert any(_is_let_in(port) for _ in range(100))
+
+
+def _is_let_in(port: int) -> bool:
+    with associated(port) as assoc:
+        return bool(assoc.is_established)
+
+
+def test_two_listeners_have_their_own_ports_and_titles() -> None:
+    door = Shelf()
+    listeners = (
+        Listener(ae_title="ROUTINE", host=HOST, port=0),
+        Listener(ae_title="STAT", host=HOST, port=0),
+    )
+    with listening(door, listeners=listeners) as scp:
+        routine, stat = scp.ports
+        assert store(stat, an_image(), called="STAT") == [0x0000]
+        with associated(routine, called="STAT") as assoc:
+            assert assoc.is_rejected
+    assert door.arrivals[0].sender.called_ae_title == "STAT"
+
+
+def test_two_ae_titles_may_share_one_port() -> None:
+    with socket.create_server((HOST, 0)) as probe:
+        port = probe.getsockname()[1]
+    listeners = tuple(
+        Listener(ae_title=title, host=HOST, port=port) for title in ("ROUTINE", "STAT")
+    )
+    with listening(Shelf(), listeners=listeners) as scp:
+        assert scp.ports == (port, port)
+        for title in ("ROUTINE", "STAT"):
+            assert store(port, an_image(), called=title) == [0x0000]
+
+
+def test_a_taken_port_is_an_error_at_start_and_leaves_nothing_open() -> None:
+    door = Shelf()
+    with listening(door) as first:
+        taken = Listener(ae_title="X", host=HOST, port=first.ports[0])
+        free = Listener(ae_title="Y", host=HOST, port=0)
+        second = StorageSCP(a_config(listeners=(free, taken)), door, door.refused)
+        with pytest.raises(OSError, match="in use"):
+            second.start()
+        assert second.ports == ()
+
+
+def test_ignored_kinds_are_accepted_only_where_configured() -> None:
+    kinds = [KeyObjectSelectionDocumentStorage]
+    with listening(Shelf()) as scp, associated(scp.ports[0], kinds) as assoc:
+        assert assoc.is_established
+    with (
+        listening(Shelf(), accept_and_ignore=("SR",)) as scp,
+        associated(scp.ports[0], kinds) as assoc,
+    ):
+        assert not assoc.is_established
+
+
+def test_stop_lets_an_association_finish() -> None:
+    door = Shelf()
+    with listening(door) as scp:
+        port = scp.ports[0]
+        with associated(port) as assoc:
+            stopping = threading.Thread(target=scp.stop, args=(10.0,))
+            stopping.start()
+            assert assoc.send_c_store(ready_to_send(an_image())).Status == 0x0000
+        stopping.join(timeout=10)
+        assert not stopping.is_alive()
+        assert door.ends == [(1, "released")]
+        with pytest.raises(ConnectionError):
+            connected(port)
+
+
+def test_stop_returns_whatever_peers_and_door_do() -> None:
+    hold = threading.Event()
+
+    class Stuck(Shelf):
+        def accept(self, arrival: object, transfer: int) -> None:
+            hold.wait(30)
+
+    ds = an_image()
+    request = store_request(encoded(ds), ds.SOPClassUID, ds.SOPInstanceUID)
+    door = Stuck()
+    with listening(door, acse_timeout_s=30, dimse_timeout_s=30, network_timeout_s=30) as scp:
+        port = scp.ports[0]
+        silent = connected(port)
+        half_header = connected(port, b"\x01\x00\x00")
+        idle = negotiated(port)
+        half_data = negotiated(port)
+        half_data.sendall(request[:20])
+        blocked = negotiated(port)
+        blocked.sendall(request)
+        stopping = threading.Thread(target=scp.stop, args=(0.2,))
+        stopping.start()
+        # grace, two lingers and a margin for a loaded machine
+        stopping.join(timeout=5)
+        assert not stopping.is_alive()
+        hold.set()
+        for sock in (silent, half_header, idle, half_data, blocked):
+            while next_pdu(sock):
+                pass
+            sock.close()
+    wait_until_all_have_ended()
