@@ -168,7 +168,7 @@ def _report(
     table.add_row("  top finding", f"{top['class']}, score {top['score']:.2f}{mark}")
     table.add_row("  returned", f"{len(objects) - segs} SC, {segs} SEG")
     times = "  ".join(f"{name} {spent * 1e3:.0f}" for name, spent in stages.items())
-    table.add_row("  stages", f"{times} ms")
+    table.add_row("  stages (ms)", times)
     table.add_row("  triage", f"[{color}]{triage_s * 1e3:.0f} ms[/] of {budget_s * 1e3:.0f} ms")
     return table, triage_s <= budget_s
 
