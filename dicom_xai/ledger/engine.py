@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Select, Table, create_engine, event, insert, update
 from sqlalchemy import select as sql_select
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError, SQLAlchemyError
 
 from dicom_xai.errors import ConfigError, InvariantError, LedgerBusyError
 from dicom_xai.ledger import schema
@@ -64,7 +64,7 @@ class Database:
     Raises
     ------
     ConfigError
-        Another engine, or a schema version that this code does not know.
+        Another engine, no database, or a schema version that this code does not know.
     """
 
     def __init__(self, url: str) -> None:
@@ -79,11 +79,14 @@ class Database:
             self.path.touch(mode=0o600)
         self._engine = _engine(url)
         self.owner = owner_of(os.getpid())
+        self._is_closed = False
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         try:
             self._offset_s = self._prepare()
         except OperationalError as error:
             raise LedgerBusyError(f"the ledger {self.path.name} cannot be opened") from error
+        except DatabaseError as error:
+            raise ConfigError(f"ledger.url: {self.path.name} is no SQLite database") from error
         self._thread = threading.Thread(target=self._write_forever, name="ledger", daemon=True)
         self._thread.start()
 
@@ -97,8 +100,10 @@ class Database:
         Raises
         ------
         LedgerBusyError
-            Another process held the database for too long; nothing was changed.
+            The database was held for too long, or its disk failed; nothing was changed.
         """
+        if self._is_closed:
+            raise InvariantError("the ledger is closed")
         work = _Work(run)
         self._queue.put(work)
         return work.done.result()  # type: ignore[return-value]  # T by construction
@@ -112,6 +117,7 @@ class Database:
 
     def close(self) -> None:
         """Finish what is queued and close all connections."""
+        self._is_closed = True
         self._queue.put(None)
         self._thread.join()
         self._engine.dispose()
@@ -151,7 +157,6 @@ class Database:
     # -------------------------------------------------------------- the writer
 
     def _write_forever(self) -> None:
-        connection = self._engine.connect()
         while (first := self._queue.get()) is not None:
             batch: list[_Work] = [first]
             while len(batch) < GROUP_SIZE and not self._queue.empty():
@@ -160,40 +165,58 @@ class Database:
                     self._queue.put(None)
                     break
                 batch.append(following)
-            connection = self._commit(connection, batch)
-        connection.close()
+            self._commit(batch)
 
-    def _commit(self, connection: Connection, batch: list[_Work]) -> Connection:
+    def _commit(self, batch: list[_Work]) -> None:
         """Run a batch in one transaction; each caller learns only of its own piece."""
-        answers: list[tuple[Future[object], object, BaseException | None]] = []
         try:
-            with _immediate(connection):
-                for work in batch:
-                    try:
-                        with connection.begin_nested():
-                            answers.append((work.done, work.run(connection), None))
-                    except DBAPIError as error:
-                        if error.connection_invalidated:
-                            raise
-                        answers.append((work.done, None, error))
-                    except Exception as error:  # noqa: BLE001  # handed to the caller whose it is
-                        answers.append((work.done, None, error))
-        except DBAPIError as error:
-            with suppress(DBAPIError):
-                connection.invalidate()
-            connection.close()
-            connection = self._engine.connect()
+            with self._engine.connect() as connection:
+                try:
+                    with _immediate(connection):
+                        answers = [_run_alone(connection, work) for work in batch]
+                except SQLAlchemyError:
+                    connection.invalidate()
+                    raise
+        except SQLAlchemyError as error:
             for work in batch:
-                busy = LedgerBusyError("the ledger did not take a write")
-                busy.__cause__ = error
-                work.done.set_exception(busy)
-            return connection
-        for future, value, failure in answers:
+                work.done.set_exception(_not_taken(error))
+            return
+        for work, (value, failure) in zip(batch, answers, strict=True):
             if failure is None:
-                future.set_result(value)
+                work.done.set_result(value)
             else:
-                future.set_exception(failure)
-        return connection
+                work.done.set_exception(failure)
+
+
+def _run_alone(connection: Connection, work: _Work) -> tuple[object, Exception | None]:
+    """One piece in its savepoint: what it gave, or why it was undone.
+
+    Raises
+    ------
+    DBAPIError
+        SQLite undid the whole transaction, as it may on a full disk or an I/O error
+        (sqlite.org/lang_transaction.html, section 3): the pieces before this one are gone too.
+    """
+    try:
+        with connection.begin_nested():
+            return work.run(connection), None
+    except DBAPIError as error:
+        if not _is_in_transaction(connection):
+            raise
+        return None, _not_taken(error) if isinstance(error, OperationalError) else error
+    except Exception as error:  # noqa: BLE001  # handed to the caller whose it is
+        return None, error
+
+
+def _is_in_transaction(connection: Connection) -> bool:
+    driver = connection.connection.driver_connection
+    return driver is not None and bool(driver.in_transaction)
+
+
+def _not_taken(cause: Exception) -> LedgerBusyError:
+    busy = LedgerBusyError("the ledger did not take a write: locked, full or failing disk")
+    busy.__cause__ = cause
+    return busy
 
 
 def owner_of(pid: int) -> str:
