@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import struct
 import warnings
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 
-from pydicom import DataElement, Dataset, Sequence, dcmread
+from pydicom import DataElement, Dataset
+from pydicom import Sequence as DicomSequence
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 from pydicom.dataelem import RawDataElement
-from pydicom.errors import InvalidDicomError
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_data_element
-from pydicom.values import convert_SQ
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from dicom_xai.errors import IdentityError
 
@@ -101,6 +101,12 @@ AGREE_KEYWORDS = (
 AGREE_EVEN_EMPTY = ("PatientID", "StudyInstanceUID")
 
 _PADDING = b" \0"
+#: Identity stands before any pixel: no more of a deflated data set is needed.
+_MAX_INFLATED_BYTES = 16_000_000
+#: Tags and length that give a sequence its shape (PS3.5 7.5).
+_ITEM, _ITEM_END, _SEQUENCE_END, _UNDEFINED = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD, 0xFFFFFFFF
+_MAX_DEPTH = 16
+_UNREADABLE = (EOFError, ValueError, TypeError, LookupError, AttributeError, struct.error)
 _SWAP_BYTES = {
     **dict.fromkeys(("US", "SS", "OW", "AT"), 2),
     **dict.fromkeys(("UL", "SL", "FL", "OF", "OL"), 4),
@@ -166,15 +172,134 @@ def read_block(file: bytes) -> Block:
         The file cannot be read as far as its identity goes.
     """
     try:
-        dataset = dcmread(
-            BytesIO(file),
-            stop_before_pixels=True,
-            specific_tags=list(_TRAVELLING_TAGS),
-        )
-    except (InvalidDicomError, OSError, EOFError, ValueError, struct.error) as error:
+        return {element.tag: element for element in _travelling(file)}
+    except (*_UNREADABLE, zlib.error) as error:
         message = f"a file of {len(file)} bytes cannot be read for its identity"
-        raise IdentityError(f"{message}: {type(error).__name__}") from error
-    return block_of(dataset)
+        raise IdentityError(f"{message}: {error}") from error
+
+
+def _travelling(file: bytes) -> list[Element]:
+    if file[128:132] != b"DICM":
+        raise EOFError("no DICM prefix")
+    meta, start = _read(file, 132, len(file), _Form(False, "<"), _META_TAGS)
+    syntax = text_of({element.tag: element for element in meta}, "TransferSyntaxUID")
+    if syntax == DeflatedExplicitVRLittleEndian:
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        file, start = inflater.decompress(file[start:], _MAX_INFLATED_BYTES), 0
+    # as in pydicom, what stands there wins over what the transfer syntax says
+    is_implicit = not file[start + 4 : start + 6].isalpha()
+    form = _Form(is_implicit, ">" if syntax == ExplicitVRBigEndian else "<")
+    return _read(file, start, len(file), form, _WANTED)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which elements to keep, and the tag behind which none of them can come."""
+
+    tags: Collection[int]
+    stop: int
+
+
+_META_TAGS = _Wanted(range(0x00020000, 0x00030000), 0x0002FFFF)
+_WANTED = _Wanted(frozenset(_TRAVELLING_TAGS), _TRAVELLING_TAGS[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How elements are encoded (PS3.5 7.1)."""
+
+    is_implicit: bool
+    order: str  #: ``<`` or ``>``
+    depth: int = 0
+
+
+def _read(
+    data: bytes, at: int, end: int, form: _Form, wanted: _Wanted | None = None
+) -> tuple[list[Element], int]:
+    """The wanted elements from `at` on, not parsed, and where reading stopped.
+
+    pydicom's reader is not used here: it parses the character set and repairs what it finds.
+    """
+    last = wanted.stop if wanted else 0xFFFFFFFF
+    found: list[Element] = []
+    while at < end:
+        group, number = struct.unpack_from(f"{form.order}HH", data, at)
+        tag = (group << 16) | number
+        if tag == _ITEM_END:
+            return found, at + 8
+        if tag > last:
+            break
+        vr, length, at = _head(data, at, tag, form)
+        is_wanted = number != 0 if wanted is None else tag in wanted.tags
+        if length == _UNDEFINED:
+            is_items = vr in ("SQ", "UN")
+            inner = _Form(True, "<", form.depth) if vr == "UN" else form
+            items, at = _read_items(data, at, end, inner, is_items)
+            value: bytes | Items = items
+            vr = "SQ"
+        else:
+            if at + length > end:
+                raise EOFError(f"it ends inside {_name(tag)}")
+            value = data[at : at + length]
+            at += length
+        if is_wanted:
+            found.append(_from_bytes(tag, vr, value, form))
+    return found, at
+
+
+def _head(data: bytes, at: int, tag: int, form: _Form) -> tuple[str, int, int]:
+    """VR, length and where the value starts."""
+    vr = data[at + 4 : at + 6]
+    if form.is_implicit or not (vr.isalpha() and vr.isupper()):  # some writers switch in sequences
+        (length,) = struct.unpack_from(f"{form.order}I", data, at + 4)
+        return _vr(tag, None), length, at + 8
+    name = vr.decode("ascii")
+    if name in _LONG_LENGTH:
+        (length,) = struct.unpack_from(f"{form.order}I", data, at + 8)
+        return name, length, at + 12
+    (length,) = struct.unpack_from(f"{form.order}H", data, at + 6)
+    return name, length, at + 8
+
+
+def _read_items(
+    data: bytes, at: int, end: int, form: _Form, are_elements: bool = True
+) -> tuple[Items, int]:
+    """The items of a sequence, up to `end` or its delimiter; fragments are only skipped."""
+    if form.depth >= _MAX_DEPTH:
+        raise ValueError(f"sequences nested more than {_MAX_DEPTH} deep")
+    inner = _Form(form.is_implicit, form.order, form.depth + 1)
+    items = []
+    while at < end:
+        group, number, length = struct.unpack_from(f"{form.order}HHI", data, at)
+        tag, at = (group << 16) | number, at + 8
+        if tag == _SEQUENCE_END:
+            break
+        if tag != _ITEM:
+            raise ValueError("no item where one should be")
+        stop = end if length == _UNDEFINED else at + length
+        if stop > end:
+            raise EOFError("it ends inside an item")
+        if are_elements:
+            elements, at = _read(data, at, stop, inner)
+            items.append(tuple(sorted(elements, key=lambda element: element.tag)))
+        else:
+            at = stop
+    return tuple(items), at
+
+
+def _from_bytes(tag: int, found: str, value: bytes | Items, form: _Form) -> Element:
+    vr = _vr(tag, found)
+    if not isinstance(value, bytes):
+        return Element(tag, "SQ", value)
+    if vr == "SQ":
+        inner = _Form(True, "<", form.depth) if found == "UN" else form  # PS3.5 6.2.2
+        return Element(tag, vr, _read_items(value, 0, len(value), inner)[0])
+    width = _SWAP_BYTES.get(vr, 1)
+    if form.order == ">" and width > 1 and len(value) % width == 0:
+        value = b"".join(value[i : i + width][::-1] for i in range(0, len(value), width))
+    if len(value) % 2:
+        value += b"\0" if vr in ("UI", "OB", "UN") else b" "
+    return Element(tag, vr, value)
 
 
 def block_of(dataset: Dataset) -> Block:
@@ -183,33 +308,31 @@ def block_of(dataset: Dataset) -> Block:
     Elements that somebody has looked at are re-encoded from pydicom's value and may have lost
     their padding: use `read_block` for a splice.
     """
-    return {tag: _element(dataset, tag) for tag in _TRAVELLING_TAGS if tag in dataset}
+    return {tag: _element(dataset.get_item(tag)) for tag in _TRAVELLING_TAGS if tag in dataset}
 
 
 def agreement_of(dataset: Dataset) -> Block:
     """Only what `check_agreement` needs, of a data set that pydicom has read: far quicker."""
-    return {tag: _element(dataset, tag) for tag in _AGREE_TAGS if tag in dataset}
+    return {tag: _element(dataset.get_item(tag)) for tag in _AGREE_TAGS if tag in dataset}
 
 
-def _element(dataset: Dataset, tag: int) -> Element:
-    item = dataset.get_item(tag)
+def _element(item: DataElement | RawDataElement) -> Element:
+    tag = int(item.tag)
     vr = _vr(tag, item.VR)
     try:
-        if vr == "SQ":
-            return Element(tag, vr, _items(dataset, item))
         if isinstance(item, RawDataElement):
-            value, is_little_endian = item.value or b"", item.is_little_endian
-        else:
-            value, is_little_endian = _encoded(item), True
-    except (OSError, EOFError, ValueError, TypeError, KeyError, struct.error) as error:
+            form = _Form(item.is_implicit_VR, "<" if item.is_little_endian else ">")
+            return _from_bytes(tag, item.VR or vr, item.value or b"", form)
+        if vr == "SQ" and not isinstance(item.value, bytes):
+            return Element(tag, vr, tuple(map(_item, item.value)))
+        return _from_bytes(tag, vr, _encoded(item), _Form(True, "<"))
+    except _UNREADABLE as error:
         message = f"{_name(tag)} cannot be read: {type(error).__name__}"
         raise IdentityError(message) from error
-    width = _SWAP_BYTES.get(vr, 1)
-    if not is_little_endian and width > 1 and len(value) % width == 0:
-        value = b"".join(value[i : i + width][::-1] for i in range(0, len(value), width))
-    if len(value) % 2:
-        value += b"\0" if vr in ("UI", "OB", "UN") else b" "
-    return Element(tag, vr, value)
+
+
+def _item(nested: Dataset) -> tuple[Element, ...]:
+    return tuple(_element(nested.get_item(tag)) for tag in sorted(nested.keys()) if tag & 0xFFFF)
 
 
 def _vr(tag: int, found: str | None) -> str:
@@ -219,19 +342,6 @@ def _vr(tag: int, found: str | None) -> str:
     except KeyError:
         vr = found or "UN"
     return vr if len(vr) == 2 else (found if found and len(found) == 2 else "US")
-
-
-def _items(dataset: Dataset, item: DataElement | RawDataElement) -> Items:
-    if isinstance(item, RawDataElement):
-        sequence = convert_SQ(item.value or b"", item.is_implicit_VR, item.is_little_endian)
-    else:
-        sequence = item.value
-        if isinstance(sequence, bytes):
-            sequence = convert_SQ(sequence, True, True)  # UN holds implicit VR (PS3.5 6.2.2)
-    return tuple(
-        tuple(_element(nested, tag) for tag in sorted(nested.keys()) if tag & 0xFFFF)
-        for nested in sequence
-    )
 
 
 def _encoded(item: DataElement) -> bytes:
@@ -428,7 +538,7 @@ def is_ours(header: Dataset) -> bool:
         items = header.get("ContributingEquipmentSequence")
     except (OSError, EOFError, ValueError, TypeError, struct.error):
         return False  # an unreadable sequence is not of our making
-    return isinstance(items, Sequence) and any(map(_is_model_name, items))
+    return isinstance(items, DicomSequence) and any(map(_is_model_name, items))
 
 
 def _is_model_name(dataset: Dataset) -> bool:
