@@ -12,8 +12,7 @@ What a send gives:
 - `DestinationUnavailableError`, when it did not answer, or asked to come back: nothing is lost,
   `backoff.delay_s` says when to try again.
 
-Rules: one thread at a time for each `StorageSCU`; call `close` in the end, for pynetdicom's reader
-thread keeps a process alive.
+Rule: one thread at a time for each `StorageSCU`.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from pynetdicom import AE
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification
+from pynetdicom.transport import AssociationSocket
 
 from dicom_xai import uids
 from dicom_xai.dimse import MAX_PDU_BYTES, Answer, Status, answer_of, requestor_handlers
@@ -42,6 +42,7 @@ from dicom_xai.study import Receipt
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
+    from pynetdicom.transport import AddressInformation
 
     from dicom_xai.config import Destination
 
@@ -94,6 +95,26 @@ class StoredObject:
     def context(self) -> Context:
         """The presentation context that it needs."""
         return self.sop_class_uid, self.transfer_syntax_uid
+
+
+class _Socket(AssociationSocket):  # type: ignore[misc]
+    """pynetdicom's connection, closed also where it never came about or the peer left first."""
+
+    def _shutdown_socket(self) -> None:
+        if self.socket is not None:
+            with suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
+            self.socket.close()
+
+
+class _Requestor(AE):  # type: ignore[misc]
+    """An AE whose associations never keep the process alive."""
+
+    def _create_socket(
+        self, assoc: Association, address: AddressInformation, tls_args: None
+    ) -> _Socket:
+        assoc.dul.daemon = True
+        return _Socket(assoc, address=address)
 
 
 class _LostError(Exception):
@@ -248,7 +269,7 @@ class StorageSCU:
 
     def _associate(self) -> None:
         limits = self._timeouts
-        ae = AE(ae_title=self._destination.calling_ae_title)
+        ae = _Requestor(ae_title=self._destination.calling_ae_title)
         ae.implementation_class_uid = uids.IMPLEMENTATION_CLASS_UID
         ae.implementation_version_name = uids.IMPLEMENTATION_VERSION_NAME
         ae.connection_timeout = limits.connect_s
