@@ -6,6 +6,7 @@ A source is a complete file of a made-up patient; its volume has the header that
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydicom import Dataset, dcmread, dcmwrite
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import (
     UID,
@@ -184,6 +186,29 @@ def as_file(ds: Dataset, transfer_syntax: UID = ExplicitVRLittleEndian) -> bytes
     return buffer.getvalue()
 
 
+def patched(file: bytes, **values: bytes | None) -> bytes:
+    """An Explicit VR Little Endian file with exactly these value bytes; None removes an element."""
+    at = file.index(b"DICM") + 4
+    start = at + 12 + struct.unpack_from("<I", file, at + 8)[0]
+    end = file.index(struct.pack("<HH2s", 0x7FE0, 0x0010, b"OW"), start)
+    elements, at = {}, start
+    while at < end:
+        group, number, vr = struct.unpack_from("<HH2s", file, at)
+        is_long = vr in (b"SQ", b"UN", b"UT", b"OB", b"OW", b"UC", b"UR")
+        (length,) = struct.unpack_from("<I" if is_long else "<H", file, at + (8 if is_long else 6))
+        size = (12 if is_long else 8) + length
+        elements[(group << 16) | number] = file[at : at + size]
+        at += size
+    for keyword, value in values.items():
+        tag = tag_for_keyword(keyword)
+        assert tag is not None
+        elements.pop(tag, None)
+        if value is not None:
+            head = struct.pack("<HH", tag >> 16, tag & 0xFFFF) + dictionary_VR(tag).encode()
+            elements[tag] = head + struct.pack("<H", len(value)) + value
+    return file[:start] + b"".join(elements[tag] for tag in sorted(elements)) + file[end:]
+
+
 def instance(file: bytes) -> Instance:
     """The stored file's facts."""
     ds = dcmread(BytesIO(file), stop_before_pixels=True)
@@ -251,6 +276,8 @@ def case(
 ) -> Case:
     """A unit of these files with so many positive classes, each with a hill of heat.
 
+    The hill is a little lower on each frame, so that no two regions are the same.
+
     `heat_frames` are the frames that have heat; all of them by default.
     """
     model = card(kind, calibrated=calibrated)
@@ -272,7 +299,7 @@ def case(
         frame_scores = tuple(score if i in hot else score / 4 for i in range(total))
         heat = torch.zeros(total, MAP_SIZE, MAP_SIZE)
         for i in hot:
-            heat[i] = 0.95 * blob(MAP_SIZE, MAP_SIZE, *_centre(c), 0.12)
+            heat[i] = (0.95 - 0.04 * (i % 8)) * blob(MAP_SIZE, MAP_SIZE, *_centre(c), 0.12)
         attribution = Attribution(heat, 0.35, placements) if positive and method else None
         findings.append(Finding(c, name.name, score, frame_scores, positive, attribution))
     instances = tuple({f.instance.sop_instance_uid: f.instance for f in volume.frames}.values())

@@ -21,22 +21,12 @@ from pydicom.uid import (
 
 from dicom_xai import identity
 from dicom_xai.errors import IdentityError
-from tests.make.results import as_file, header
+from tests.make.results import as_file, header, patched
 
 
 def with_values(**values: bytes) -> bytes:
     """A CR file with these value bytes, exactly, in place of its own."""
-    file = as_file(header("CR", 4, 4))
-    at = file.index(b"DICM") + 4
-    meta_length = struct.unpack_from("<I", file, at + 8)[0]
-    start = at + 12 + meta_length
-    end = file.index(struct.pack("<HH2s", 0x7FE0, 0x0010, b"OW"), start)
-    block = dict(identity.read_block(file))
-    for keyword, value in values.items():
-        tag = tag_for_keyword(keyword)
-        assert tag is not None
-        block[tag] = identity.Element(tag, identity._vr(tag, None), value)
-    return file[:start] + identity.splice(file[start:end], block) + file[end:]
+    return patched(as_file(header("CR", 4, 4)), **values)
 
 
 def value(block: identity.Block, keyword: str) -> object:
