@@ -1,0 +1,39 @@
+"""`make bench`: our figures beside those of peers, all in one run, never a pass or fail.
+
+Two busy cores give noisy times: read the ratios, not the milliseconds. Each comparison interleaves
+its contestants and prints medians.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.bench import explain, receive, triage
+
+PARTS = {"explain": explain.run, "receive": receive.run, "triage": triage.run}
+
+
+def main() -> int:
+    """Run the parts named on the command line, or all."""
+    console = Console(width=110, highlight=False)
+    wanted = sys.argv[1:] or list(PARTS)
+    unknown = [name for name in wanted if name not in PARTS]
+    if unknown:
+        console.print(f"no part {', '.join(unknown)}; known: {', '.join(PARTS)}")
+        return 2
+    console.print(
+        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}"
+    )
+    for name in wanted:
+        with tempfile.TemporaryDirectory(prefix="dicom-xai-bench-") as folder:
+            console.print(PARTS[name](Path(folder)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
