@@ -177,7 +177,8 @@ def encode_note(
     source : Instance
         Whose study the note joins, and to which it refers.
     header : Dataset
-        Of `source`, as far as it could be read; only asked whether it is multi-frame.
+        Of `source`, as far as it could be read. A note takes nothing from it: whatever made the
+        study fail may stand there.
     plan : sequence of Planned
         NOTE entries; without any, a note goes wherever an SC would; without those, everywhere.
 

@@ -15,14 +15,14 @@ from io import BytesIO
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import correct_ambiguous_vr, write_dataset, write_file_meta_info
+from pydicom.filewriter import write_dataset, write_file_meta_info
 from pydicom.uid import UID
 from pydicom.valuerep import DT
 
 from dicom_xai import __version__, identity, uids
 from dicom_xai.config import Code, Compression, ModelCard
 from dicom_xai.errors import EncodeError, IdentityError
-from dicom_xai.study import Instance, Job, ObjectKind, Purpose, Reference
+from dicom_xai.study import Instance, Job, ObjectKind, Purpose
 
 MANUFACTURER = "dicom_xai"
 SOFTWARE = f"dicom_xai {__version__}"
@@ -193,13 +193,6 @@ def _reference(sop_class_uid: str, sop_instance_uid: str, numbers: tuple[int, ..
     return item
 
 
-def as_reference(instance: Instance, kind: str) -> Reference:
-    """A source as a pointer."""
-    return Reference(
-        instance.sop_class_uid, instance.sop_instance_uid, instance.series_instance_uid, kind
-    )
-
-
 def code_item(code: Code) -> Dataset:
     """A coded concept as an item (PS3.3 Table 8.8-1)."""
     item = Dataset()
@@ -251,7 +244,7 @@ def as_file(
     write_file_meta_info(head, meta, enforce_standard=True)
     body = DicomBytesIO()
     body.is_implicit_VR, body.is_little_endian = False, True
-    write_dataset(body, correct_ambiguous_vr(dataset, True))
+    write_dataset(body, dataset)
     if transfer_syntax.is_encapsulated:
         # Sequence Delimitation Item
         element = struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, 0xFFFFFFFF)

@@ -136,7 +136,7 @@ def test_odd_received_length_is_padded_to_even():
     tag = Tag("PatientID")
     ds = header("CR", 4, 4)
     ds[tag] = RawDataElement(tag, "LO", 3, b"ABC", 0, False, True, True, None)
-    assert identity.block_of(ds)[int(tag)].value == b"ABC "
+    assert identity.agreement_of(ds)[int(tag)].value == b"ABC "
 
 
 def test_a_value_too_long_for_its_representation_is_written_as_unknown():
