@@ -1,4 +1,4 @@
-"""The words of DIMSE that both faces share: status codes, what we serve, socket options.
+"""The words of DIMSE that both faces share: status codes, what is served, socket options.
 
 No association lives here: the receiver's are in `receive.storage_scp`, the sender's in
 `deliver.storage_scu`. What is served is data, so that the conformance statement and the tests read
@@ -8,6 +8,7 @@ the same tables as the wire does.
 from __future__ import annotations
 
 import socket
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import Enum, IntEnum, StrEnum
@@ -201,6 +202,19 @@ def acceptor_contexts(ignored_kinds: Iterable[str]) -> list[PresentationContext]
         classes += IGNORED_CLASSES[kind]
     contexts = [build_context(abstract, list(TRANSFER_SYNTAXES)) for abstract in classes]
     return [build_context(Verification, list(TRANSFER_SYNTAXES)), *contexts]
+
+
+# ------------------------------------------------------------------ logs
+
+
+def trace_of(error: BaseException) -> str:
+    """Where an unforeseen error came from, for logs: its class and its stack, not its message.
+
+    The message of somebody else's exception may quote the value that it stumbled over, and that
+    value may be a patient's name.
+    """
+    stack = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+    return f"{type(error).__name__}\n{stack}"
 
 
 # ------------------------------------------------------------------ socket options

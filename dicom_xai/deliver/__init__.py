@@ -1,0 +1,1 @@
+"""Deliver: results go out by C-STORE; when is one tried again?"""

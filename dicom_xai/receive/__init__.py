@@ -1,0 +1,1 @@
+"""Receive: objects come in by C-STORE; when is a unit complete?"""

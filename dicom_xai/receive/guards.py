@@ -26,11 +26,13 @@ and one serves (`GuardedAssociation`). Only `Gate` is shared between connections
 
 from __future__ import annotations
 
+import errno
 import logging
 import queue
 import select
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -57,6 +59,7 @@ from dicom_xai.dimse import (
     Rejection,
     acknowledge_now,
     make_eager,
+    trace_of,
 )
 
 log = logging.getLogger(__name__)
@@ -67,6 +70,9 @@ TICK_S = 0.5
 LINGER_S = 0.5
 #: A half-open connection younger than this is not closed for the sake of another, seconds.
 YOUNG_S = 1.0
+
+#: The accept loop's pause when the process has no descriptor left, seconds.
+OUT_OF_DESCRIPTORS_S = 0.05
 
 _P_DATA_TF = 0x04
 # PS3.8 9.3: an A-ASSOCIATE of 128 contexts with 45 syntaxes each takes 200 kB; the rest is fixed
@@ -254,9 +260,9 @@ class GuardedDUL(DULServiceProvider):  # type: ignore[misc]
         try:
             while not self._kill_thread:
                 self._step()
-        except Exception:
+        except Exception as error:  # noqa: BLE001 - logged, its message apart
             # hostile bytes that got past `_MALFORMED`, or our bug: this association ends, no other
-            log.exception("upper layer failed, association aborted")
+            log.error("upper layer failed, association aborted: %s", trace_of(error))
             self._abort_unmannerly()
         finally:
             self.socket.hang_up()
@@ -501,16 +507,18 @@ class GuardedAssociation(Association):  # type: ignore[misc]
         """Negotiate, serve, and in any case close and say so."""
         try:
             super().run_reactor()
-        except Exception:
+        except Exception as error:  # noqa: BLE001 - logged, its message apart
             # our bug or pynetdicom's: this association ends, no other
-            log.exception("association failed")
+            log.error("association failed: %s", trace_of(error))
         finally:
-            self._end(self.is_released)
-            self.dul.kill_dul()
-            if self._started_dul:
-                self.dul.join()
-            self.dul.socket.dispose()
-            self.gate.leave(self)
+            try:
+                self._end(self.is_released)
+            finally:
+                self.dul.kill_dul()
+                if self._started_dul:
+                    self.dul.join()
+                self.dul.socket.dispose()
+                self.gate.leave(self)
 
     def _end(self, released: bool) -> None:
         if self.is_admitted and not self._has_ended:
@@ -651,7 +659,6 @@ class GuardedServer(AssociationServer):  # type: ignore[misc]
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self.hooks, self.gate, self.max_message_bytes = hooks, gate, max_message_bytes
-        self.connections = 0
         super().__init__(ae, address, ae.ae_title, contexts, evt_handlers=handlers)
 
     def _bind_defaults(self) -> None:
@@ -682,9 +689,21 @@ class GuardedServer(AssociationServer):  # type: ignore[misc]
             association.dul.socket.dispose()
             self.hooks.noted("connection-limit", client_address[0])
 
+    def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
+        """Accept; without descriptors left, wait a little, for the socket stays readable."""
+        try:
+            connection, address = self.socket.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self.hooks.noted("connection-limit", "0.0.0.0")
+                time.sleep(OUT_OF_DESCRIPTORS_S)
+            raise
+        return connection, address
+
     def handle_error(self, request: object, client_address: object) -> None:
-        """A connection that could not be set up: one line, no traceback on standard error."""
-        log.error("a connection could not be set up", exc_info=True)
+        """A connection that could not be set up; the listener goes on."""
+        error = sys.exc_info()[1]
+        log.error("a connection could not be set up: %s", trace_of(error) if error else "")
 
     def service_actions(self) -> None:
         """Nothing: pynetdicom collects garbage here, which stops all associations for a while."""

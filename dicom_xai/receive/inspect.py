@@ -83,7 +83,10 @@ def inspect(
     syntax = UID(transfer_syntax_uid)
     little, implicit = syntax.is_little_endian, syntax.is_implicit_VR
     header_end, pixel_bytes = _walk(data_set, implicit, little)
-    header = read_dataset(BytesIO(data_set), implicit, little, bytelength=header_end)
+    try:
+        header = read_dataset(BytesIO(data_set), implicit, little, bytelength=header_end)
+    except (ValueError, TypeError, LookupError, EOFError, NotImplementedError) as error:
+        raise CannotUnderstandError("whole, but no reader makes sense of its header") from error
     _check_uids(header, sop_class_uid, sop_instance_uid)
     if sop_class_uid in PIXEL_CLASSES:
         _check_pixels(header, little, pixel_bytes)

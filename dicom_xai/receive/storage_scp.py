@@ -32,6 +32,7 @@ from dicom_xai.dimse import (
     Status,
     acceptor_contexts,
     status_of,
+    trace_of,
 )
 from dicom_xai.errors import DataSetMismatchError, RefusedError, TransientError
 from dicom_xai.receive.guards import Gate, GuardedAssociation, GuardedServer, Hooks
@@ -103,11 +104,13 @@ class Door(Protocol):
         """Return when the object is durable; raise RefusedError with the reason when not."""
 
     def closed(self, transfer: int, how: TransferEnd) -> None:
-        """No more objects will come; called once for each transfer."""
+        """No more objects will come; called once for each transfer, after its last `accept`."""
 
 
 class StorageSCP:
     """The listeners of a configuration, with all that stands between a peer and the door.
+
+    Started once and stopped once; a new configuration is a new `StorageSCP`.
 
     Parameters
     ----------
@@ -268,15 +271,15 @@ class StorageSCP:
             self._refused(error.reason, sender)
             log.warning("object refused: %s", error)
             return status_of(error)
-        except (TransientError, OSError):
+        except (TransientError, OSError) as error:
             # our ledger or disk, not the object: the sender should come back
             self._refused("not-durable", sender)
-            log.exception("object could not be made durable")
+            log.error("object could not be made durable: %s", trace_of(error))
             return Status.OUT_OF_RESOURCES
-        except Exception:
+        except Exception as error:  # noqa: BLE001 - logged, its message apart
             # our bug must not look like success, nor like the object's fault
             self._refused("failed", sender)
-            log.exception("object could not be handled")
+            log.error("object could not be handled: %s", trace_of(error))
             return Status.PROCESSING_FAILURE
         return Status.SUCCESS
 
@@ -321,8 +324,13 @@ class StorageSCP:
 
     def _ended(self, association: GuardedAssociation, released: bool) -> None:
         known = self._transfers.pop(association, None)
-        if known is not None:
+        if known is None:
+            return
+        try:
             self._door.closed(known[0], TransferEnd.RELEASED if released else TransferEnd.ABORTED)
+        except Exception as error:  # noqa: BLE001 - logged, its message apart
+            # the last word of an association has nobody to hear of it; the ledger's lease runs out
+            log.error("the end of a transfer could not be noted: %s", trace_of(error))
 
 
 def _plain(address: str) -> str:

@@ -125,6 +125,31 @@ def test_what_the_door_raises_becomes_the_answer(
         assert assoc.send_c_store(ready_to_send(an_image())).Status == 0x0000
 
 
+def test_an_unforeseen_error_is_logged_with_its_stack_and_without_its_message(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    door = Shelf(ValueError("cannot use PatientName Doe^Nobody"))
+    with listening(door) as scp:
+        assert store(scp.ports[0], an_image()) == [0x0110]
+    text = "\n".join(r.getMessage() for r in caplog.records if r.name.startswith("dicom_xai"))
+    assert "ValueError" in text
+    assert "accept" in text
+    assert "Doe" not in text
+
+
+def test_a_door_that_cannot_note_an_end_loses_no_later_association() -> None:
+    class Jammed(Shelf):
+        def closed(self, transfer: int, how: object) -> None:
+            raise errors.LedgerBusyError("locked")
+
+    door = Jammed()
+    with listening(door, max_associations=1) as scp:
+        for _ in range(3):
+            assert store(scp.ports[0], an_image()) == [0x0000]
+            wait_until_all_have_ended()
+        assert scp.associations == 0
+
+
 def test_a_transfer_that_cannot_be_opened_is_answered_out_of_resources() -> None:
     class Full(Shelf):
         def opened(self, sender: object) -> int:
