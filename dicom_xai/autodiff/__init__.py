@@ -8,7 +8,7 @@
       select.choose                 select.py     which class: target, seed, or the best k
       pull_back                     backward.py   the walk; expand.py for operators without a rule
         GRADIENT                    rules/        one function per operator
-        Graph, Tensor               emit.py       writes the nodes
+        Graph, Tensor               emit.py       writes the nodes; fusion.py keeps kernels fused
       METHODS                       methods/      from gradients to maps
       check_untouched               check.py      the vendor's part is byte for byte the vendor's
 

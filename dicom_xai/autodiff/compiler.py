@@ -147,9 +147,7 @@ def compile(
 def one_map(graph: Graph, method: str, score: Tensor, seed: Tensor, looked_at: Tensor) -> Tensor:
     """The map of one cotangent."""
     way = METHODS[method]
-    found = pull_back(
-        graph, graph.model.graph.node, {score.name: seed}, [looked_at.name], way.rules
-    )
+    found = pull_back(graph, graph.forward, {score.name: seed}, [looked_at.name], way.rules)
     if looked_at.name not in found:
         raise ConfigError(
             f"no derivative of {score.name!r} reaches {looked_at.name!r}: the model rounds or "

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from .fusion import recognised, swallowed
 from .prepare import Array, Facts, Shape
 
 INT64_MAX = np.iinfo(np.int64).max
@@ -203,11 +204,18 @@ class Graph:
     ----------
     model : onnx.ModelProto
         Is read only.
+
+    Attributes
+    ----------
+    forward : list of onnx.NodeProto
+        The model's nodes for the walk: functions that are spelled out are one node.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
         self.facts = Facts(model)
+        self.forward = recognised(model, self.facts)
+        self._swallowed = swallowed(model, self.facts, self.forward)
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.prefix = free_prefix(model)
@@ -264,7 +272,7 @@ class Graph:
         **attributes
             The node's attributes; None leaves one out.
         """
-        names = [item.name if item is not None else "" for item in inputs]
+        names = [self._readable(item.name) if item is not None else "" for item in inputs]
         while names and not names[-1]:
             names.pop()
         given = {key: item for key, item in attributes.items() if item is not None}
@@ -311,6 +319,13 @@ class Graph:
         if len(sizes) == 1:
             return (whole,)
         return self.ops("Split", whole, self.ints(sizes), outputs=len(sizes), axis=axis)
+
+    def _readable(self, name: str) -> str:
+        """The name under which a tensor can be read without stopping a fusion."""
+        if name not in self._swallowed:
+            return name
+        left, right = self._swallowed[name].input
+        return self.op("Add", self.tensor(right), self.tensor(left)).name
 
     def _write(self, node: onnx.NodeProto) -> tuple[Tensor, ...]:
         self.facts.learn(node)

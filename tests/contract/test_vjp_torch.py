@@ -78,7 +78,7 @@ KINKS: list[tuple[Case, Function, tuple[np.ndarray, ...]]] = [
     (case("Abs", (5,)), torch.abs, (ZERO,)),
     (case("Sign", (5,)), torch.sign, (ZERO,)),
     (case("Clip", (5,), np.float32(-0.5).reshape(()), np.float32(0.5).reshape(())),
-     lambda x: x.clamp(-0.5, 0.5), (ZERO,)),
+     lambda x: functional.hardtanh(x, -0.5, 0.5), (ZERO,)),
     (case("HardSigmoid", (5,), alpha=1 / 6), functional.hardsigmoid, (ZERO * 3,)),
     (case("HardSwish", (5,)), functional.hardswish, (ZERO * 3,)),
     (case("ThresholdedRelu", (5,), alpha=0.5), lambda x: functional.threshold(x, 0.5, 0), (ZERO,)),

@@ -120,9 +120,13 @@ def thresholded_relu(n: Call, g: Tensor) -> Cotangents:
 
 
 def clip(n: Call, g: Tensor) -> Cotangents:
-    """1 where the input was kept, bounds included; bounds have no derivative here."""
-    x, y = n.input(), n.output()
-    return n.graph.where(x.equals(y), g, 0)
+    """1 where y is between the bounds, 0 at them (as torch's hardtanh); none for the bounds."""
+    y, inside = n.output(), g
+    for index, above in ((1, True), (2, False)):
+        bound = n.optional(index)
+        if bound is not None:
+            inside = n.graph.where(y > bound if above else y < bound, inside, 0)
+    return inside
 
 
 def softmax(n: Call, g: Tensor) -> Cotangents:
