@@ -179,14 +179,18 @@ def run_role(name: RoleName, path: Path, make: Callable[[Context], Role]) -> int
 
 def _reload(role: Role, path: Path, context: Context) -> str:
     """Swap the config whole; gives its digest, or nothing when the old one stays."""
+    reloads = context.metrics.config_reloads
+    is_counted = MULTIPROCESS_VARIABLE not in os.environ  # else the supervisor counts, once for all
     try:
         config, _ = load(path)
         role.use(config)
     except DicomXaiError as error:
-        context.metrics.config_reloads.labels("refused").inc()
         context.log.error(Event.CONFIG_REFUSED, reason=str(error))
+        if is_counted:
+            reloads.labels("refused").inc()
         return ""
-    context.metrics.config_reloads.labels("accepted").inc()
+    if is_counted:
+        reloads.labels("accepted").inc()
     context.log.info(Event.CONFIG_LOADED, config=config.digest[:12])
     return config.digest
 

@@ -85,6 +85,7 @@ class Supervisor:
     _children: list[_Child] = field(default_factory=list)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _reload: threading.Event = field(default_factory=threading.Event)
+    _is_proving: threading.Lock = field(default_factory=threading.Lock)
     _revision: str = ""
 
     def run(self) -> int:
@@ -145,9 +146,11 @@ class Supervisor:
                 self.log.info(Event.ROLE_READY, role="all", port=config.service.telemetry.port)
             if self.is_alive():
                 notifier.alive()
-            if self._reload.is_set():
+            if self._reload.is_set() and not self._is_proving.locked():
                 self._reload.clear()
-                self._reload_all(context)
+                threading.Thread(
+                    target=self._prove_and_reload, args=(context,), name="reload", daemon=True
+                ).start()
             self._stopping.wait(CHECK_EVERY_S)
 
     def _look_after(self, child: _Child, context: Context, folder: Path) -> None:
@@ -188,20 +191,32 @@ class Supervisor:
         child.process = subprocess.Popen(command, env=environment, process_group=0)
         child.started_at = child.alive_at = time.monotonic()
 
-    def _reload_all(self, context: Context) -> None:
-        """Tell the roles to reload, once the whole config has been found good."""
-        try:
-            config, _ = load(self.path)
-        except DicomXaiError as error:
-            context.metrics.config_reloads.labels("refused").inc()
-            self.log.error(Event.CONFIG_REFUSED, reason=str(error))
-            return
-        context.metrics.config_reloads.labels("accepted").inc()
-        self._revision = config.digest
-        self.log.info(Event.CONFIG_LOADED, config=config.digest[:12])
-        for child in self._children:
-            if child.process is not None:
-                child.process.send_signal(signal.SIGHUP)
+    def _prove_and_reload(self, context: Context) -> None:
+        """Prove the new config whole, models too, in a process of its own; then tell the roles.
+
+        Where anything is wrong no role hears of it, and all go on with the old one.
+        """
+        with self._is_proving:
+            command = [sys.executable, "-m", "dicom_xai.cli", "check", "--config", str(self.path)]
+            proof = subprocess.run(command, capture_output=True, text=True, check=False)
+            try:
+                config, _ = load(self.path)
+            except DicomXaiError as error:
+                self._refuse(context, str(error))
+                return
+            if proof.returncode not in (0, 1):
+                self._refuse(context, proof.stdout.strip())
+                return
+            context.metrics.config_reloads.labels("accepted").inc()
+            self._revision = config.digest
+            self.log.info(Event.CONFIG_LOADED, config=config.digest[:12])
+            for child in self._children:
+                if child.process is not None:
+                    child.process.send_signal(signal.SIGHUP)
+
+    def _refuse(self, context: Context, reason: str) -> None:
+        context.metrics.config_reloads.labels("refused").inc()
+        self.log.error(Event.CONFIG_REFUSED, reason=reason)
 
     def _stop_all(self) -> None:
         """SIGTERM to all; SIGKILL to those that do not end within the grace time."""

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from dicom_xai import pipeline
-from dicom_xai.config import Config, nearest
+from dicom_xai.config import Config, load, nearest
 from dicom_xai.encode import Encoded
 from dicom_xai.errors import (
+    ConfigError,
     DicomXaiError,
     ModelCardError,
     OutOfResourcesError,
@@ -105,6 +106,7 @@ class Worker:
         self._device = Device("cpu")
         self._rest_s: dict[str, float] = {}
         self._bell = context.ledger.listen("worker")
+        self._loading = threading.Lock()
         self._stopping = threading.Event()
         self._watch: _Watch | None = None
         self._failure: BaseException | None = None
@@ -131,11 +133,14 @@ class Worker:
 
     def use(self, config: Config) -> None:
         """Load what is new; keep old models while jobs still name them."""
-        loaded = load_models(config, self._device)
-        live = self._context.ledger.jobs.live_model_digests()
-        kept = {digest: model for digest, model in self._models.items() if digest in live}
-        self._models = {**kept, **loaded}
-        self._config = config
+        with self._loading:
+            if config.digest == self._config.digest:
+                return
+            loaded = load_models(config, self._device)
+            live = self._context.ledger.jobs.live_model_digests()
+            kept = {digest: model for digest, model in self._models.items() if digest in live}
+            self._models = {**kept, **loaded}
+            self._config = config
         self._report_models()
 
     def stop(self, grace_s: float) -> None:
@@ -194,7 +199,7 @@ class Worker:
             self._run(watch)
         except TransientError as error:
             self._retry(job, str(error))
-        except StudyError as error:
+        except (StudyError, ConfigError) as error:
             self._fail(watch, str(error), error)
         except Exception as error:  # one odd study must not end the role
             context.log.exception(Event.JOB_FAILED, error, **fields)
@@ -253,7 +258,7 @@ class Worker:
             stages={stage: round(spent, 4) for stage, spent in watch.spent_s.items()},
         )
 
-    def _fail(self, watch: _Watch, reason: str, error: StudyError) -> None:
+    def _fail(self, watch: _Watch, reason: str, error: DicomXaiError) -> None:
         """End a job that cannot be done; the note is the last thing tried."""
         job, context = watch.job, self._context
         results: list[Result] = []
@@ -274,8 +279,16 @@ class Worker:
         )
 
     def _model(self, job: Job) -> ServedModel:
-        """The model the job was made for; after a restart, the live one of the same name."""
+        """The model the job was made for; else, after a restart, the live one of the same name.
+
+        A receiver may have read a new config before we did: then it is read here and now.
+        """
         model = self._models.get(job.model_digest)
+        if model is None:
+            config, _ = load(self._config.path)
+            if config.digest != self._config.digest:
+                self.use(config)
+                model = self._models.get(job.model_digest)
         if model is not None:
             return model
         card = self._config.cards.get(job.model)
