@@ -47,6 +47,10 @@ class Spool:
         _fsync_folder(directory)
         self._owner = f"{_boot_id()}.{os.getpid()}"
 
+    def keep_free(self, min_free_bytes: int) -> None:
+        """Refuse below another limit from now on."""
+        self._min_free_bytes = min_free_bytes
+
     @property
     def is_healthy(self) -> bool:
         """False once an fsync has failed: what is written may not be there."""

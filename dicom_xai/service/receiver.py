@@ -113,6 +113,7 @@ class Receiver:
                 self._scp.start()
                 raise
             self._scp = scp
+        self._context.spool.keep_free(config.service.spool.min_free_bytes)
         self._policy = policy
 
     def stop(self, grace_s: float) -> None:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from dicom_xai import __version__
 from dicom_xai.config import Config, load
-from dicom_xai.errors import DicomXaiError
+from dicom_xai.errors import ConfigError, DicomXaiError
 from dicom_xai.ledger import Ledger
 from dicom_xai.service.notify import Notifier
 from dicom_xai.spool import Spool
@@ -177,12 +177,39 @@ def run_role(name: RoleName, path: Path, make: Callable[[Context], Role]) -> int
     return 0
 
 
+def check_reload(running: Config, wanted: Config) -> None:
+    """Refuse what only a restart can change.
+
+    Raises
+    ------
+    ConfigError
+        Names the keys.
+    """
+    now, then = running.service, wanted.service
+    changed = [
+        key
+        for key, differs in {
+            "spool.directory": now.spool.directory != then.spool.directory,
+            "ledger": now.ledger != then.ledger,
+            "devices": now.devices != then.devices,
+            "telemetry": now.telemetry != then.telemetry,
+        }.items()
+        if differs
+    ]
+    if changed:
+        raise ConfigError(
+            f"{wanted.path}: {', '.join(changed)} cannot change while the service runs; restart it, "
+            "or put back what was there"
+        )
+
+
 def _reload(role: Role, path: Path, context: Context) -> str:
     """Swap the config whole; gives its digest, or nothing when the old one stays."""
     reloads = context.metrics.config_reloads
     is_counted = MULTIPROCESS_VARIABLE not in os.environ  # else the supervisor counts, once for all
     try:
         config, _ = load(path)
+        check_reload(context.config, config)
         role.use(config)
     except DicomXaiError as error:
         context.log.error(Event.CONFIG_REFUSED, reason=str(error))

@@ -26,6 +26,7 @@ from dicom_xai.service.role import (
     STUCK_AFTER_S,
     Context,
     RoleName,
+    check_reload,
     ledger_state,
     open_context,
 )
@@ -201,6 +202,7 @@ class Supervisor:
             proof = subprocess.run(command, capture_output=True, text=True, check=False)
             try:
                 config, _ = load(self.path)
+                check_reload(context.config, config)
             except DicomXaiError as error:
                 self._refuse(context, str(error))
                 return
