@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import Connection, Row, func, insert, literal, select, update
+from sqlalchemy import Connection, Row, Select, func, insert, literal, select, update
 
 from dicom_xai.ledger import jobs as job_rows
 from dicom_xai.ledger.engine import Database, earliest, insert_row, note_event, utc_now
@@ -95,21 +95,22 @@ class Arrivals:
             self._db.write(run)
 
     def close_transfer(self, transfer_id: int, *, is_released: bool) -> list[Candidate]:
-        """Note that an association ended; give the units that it held and that still wait."""
+        """Note that an association ended; give the units that it held and that still wait.
+
+        They are due from now on, so that they go on even if the caller dies before it decides.
+        """
         state = TransferState.RELEASED if is_released else TransferState.ABORTED
 
         def run(connection: Connection) -> list[Candidate]:
-            connection.execute(
+            now = self._db.now()
+            closed = connection.execute(
                 update(transfer)
                 .where(transfer.c.id == transfer_id, transfer.c.state == TransferState.OPEN)
-                .values(state=state, closed_at=self._db.now())
+                .values(state=state, closed_at=now)
             )
-            held = (
-                select(member.c.candidate_id)
-                .join(instance, instance.c.id == member.c.instance_id)
-                .where(instance.c.transfer_id == transfer_id)
-            )
-            return _candidates(connection, candidate.c.id.in_(held))
+            if closed.rowcount:
+                _make_due(connection, [transfer_id], now)
+            return _candidates(connection, candidate.c.id.in_(_held_by([transfer_id])))
 
         return self._db.write(run)
 
@@ -127,16 +128,7 @@ class Arrivals:
                 )
             )
             if stale:
-                held = (
-                    select(member.c.candidate_id)
-                    .join(instance, instance.c.id == member.c.instance_id)
-                    .where(instance.c.transfer_id.in_(stale))
-                )
-                connection.execute(
-                    update(candidate)
-                    .where(candidate.c.id.in_(held), candidate.c.state == CandidateState.WAITING)
-                    .values(fire_at=now)
-                )
+                _make_due(connection, stale, now)
             return len(stale)
 
         return self._db.write(run)
@@ -256,7 +248,11 @@ class Arrivals:
     def due(self) -> list[Candidate]:
         """The waiting units whose timers must be looked at now."""
         with self._db.read() as connection:
-            return _candidates(connection, candidate.c.fire_at <= self._db.now())
+            due = select(candidate.c.id).where(
+                candidate.c.state == CandidateState.WAITING,
+                candidate.c.fire_at <= self._db.now(),
+            )
+            return _candidates(connection, candidate.c.id.in_(due))
 
     def next_due_at(self) -> float | None:
         """When the next timer runs out, or None when nothing waits."""
@@ -318,6 +314,26 @@ class Arrivals:
             return held.rowcount == 1
 
         return self._db.write(run)
+
+
+def _held_by(transfers: Sequence[int]) -> Select[tuple[int]]:
+    """The candidates that have an instance of these associations."""
+    return (
+        select(member.c.candidate_id)
+        .join(instance, instance.c.id == member.c.instance_id)
+        .where(instance.c.transfer_id.in_(transfers))
+    )
+
+
+def _make_due(connection: Connection, transfers: Sequence[int], now: float) -> None:
+    connection.execute(
+        update(candidate)
+        .where(
+            candidate.c.id.in_(_held_by(transfers)),
+            candidate.c.state == CandidateState.WAITING,
+        )
+        .values(fire_at=now)
+    )
 
 
 def _fire_at(want: Wanted, first_at: float, last_at: float) -> float:

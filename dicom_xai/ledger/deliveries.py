@@ -8,7 +8,14 @@ from sqlalchemy import Connection, and_, func, or_, select, update
 
 from dicom_xai.ledger.engine import Database, earliest, note_event
 from dicom_xai.ledger.jobs import instance_of
-from dicom_xai.ledger.schema import DeliveryState, delivery, instance, job, result
+from dicom_xai.ledger.schema import (
+    DELIVERY_IS_OPEN,
+    DeliveryState,
+    delivery,
+    instance,
+    job,
+    result,
+)
 from dicom_xai.study import Instance
 
 
@@ -69,7 +76,7 @@ class Deliveries:
             )
             row = connection.execute(
                 select(delivery)
-                .where(delivery.c.destination == destination, free)
+                .where(delivery.c.destination == destination, DELIVERY_IS_OPEN, free)
                 .order_by(delivery.c.rank, delivery.c.id)
                 .limit(1)
             ).first()
@@ -129,7 +136,7 @@ class Deliveries:
                     )
                 ).where(
                     delivery.c.destination == destination,
-                    delivery.c.state.in_([DeliveryState.PENDING, DeliveryState.SENDING]),
+                    DELIVERY_IS_OPEN,
                 ),
             )
 

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Row, and_, func, insert, or_, select, update
 
 from dicom_xai.ledger.engine import Database, earliest, insert_row, note_event, utc_now
 from dicom_xai.ledger.schema import (
+    JOB_IS_LIVE,
     CandidateState,
     DeliveryState,
     JobState,
@@ -67,7 +68,10 @@ class Jobs:
                 and_(job.c.state == JobState.RUNNING, job.c.lease_until < now),
             )
             row = connection.execute(
-                select(job).where(free).order_by(job.c.rank, job.c.deadline_at).limit(1)
+                select(job)
+                .where(JOB_IS_LIVE, free)
+                .order_by(job.c.rank, job.c.deadline_at)
+                .limit(1)
             ).first()
             if row is None:
                 return None
@@ -97,7 +101,7 @@ class Jobs:
                             job.c.state == JobState.QUEUED, job.c.not_before, job.c.lease_until
                         )
                     )
-                ).where(job.c.state.in_([JobState.QUEUED, JobState.RUNNING])),
+                ).where(JOB_IS_LIVE),
             )
 
     def renew(self, claimed: Job, lease_s: float) -> bool:
@@ -165,6 +169,13 @@ class Jobs:
             )
             if ended.rowcount != 1:
                 return False
+            if not is_failure and not any(made.destinations for made in results):
+                # nothing was planned for anybody: there is no delivery whose answer could end it
+                connection.execute(
+                    update(job)
+                    .where(job.c.id == claimed.job_id, job.c.triaged_at.is_(None))
+                    .values(triaged_at=now)
+                )
             for made in results:
                 result_id = _put_result(connection, claimed, made)
                 for destination in made.destinations:
@@ -189,9 +200,15 @@ class Jobs:
         )
 
     def retry(self, job_id: int) -> bool:
-        """Queue an ended job again, as an admin asks; False when there is none that has ended."""
+        """Queue an ended job again, as an admin asks.
+
+        False when there is none that has ended, or another of its unit and purpose is under way.
+        """
 
         def run(connection: Connection) -> bool:
+            row = connection.execute(select(job).where(job.c.id == job_id)).first()
+            if row is None or _has_live_job(connection, row.unit_key, row.route, row.purpose):
+                return False
             changed = connection.execute(
                 update(job)
                 .where(job.c.id == job_id, job.c.state.in_([JobState.DONE, JobState.FAILED]))
@@ -225,11 +242,7 @@ class Jobs:
     def live_model_digests(self) -> set[str]:
         """The models that queued and running jobs were made for."""
         with self._db.read() as connection:
-            rows = connection.scalars(
-                select(job.c.model_digest)
-                .where(job.c.state.in_([JobState.QUEUED, JobState.RUNNING]))
-                .distinct()
-            )
+            rows = connection.scalars(select(job.c.model_digest).where(JOB_IS_LIVE).distinct())
             return set(rows)
 
     def _change(self, claimed: Job, **values: object) -> bool:
@@ -268,7 +281,8 @@ def make_ready(
     if row is None:
         return False
     purpose = Purpose.TRIAGE if row.generation == 0 else Purpose.AMENDMENT
-    if _has_live_job(connection, row.unit_key, row.route, row.model_digest, purpose):
+    # an amendment references what it amends: the earlier answer must be there first
+    if _has_live_job(connection, row.unit_key, row.route, Purpose.TRIAGE, Purpose.AMENDMENT):
         return False
     connection.execute(
         update(candidate)
@@ -327,8 +341,7 @@ def _insert_job(
 def _queue_amendment(connection: Connection, claimed: Job, now: float, reason: str) -> None:
     """Queue the fuller answer to a unit that got a quick one, unless one is on its way."""
     row = connection.execute(select(job).where(job.c.id == claimed.job_id)).one()
-    live = _has_live_job(connection, row.unit_key, row.route, row.model_digest, Purpose.AMENDMENT)
-    if live:
+    if _has_live_job(connection, row.unit_key, row.route, Purpose.AMENDMENT):
         return
     names = ("candidate_id", "unit_key", "route", "model", "model_digest")
     copied: dict[str, object] = {name: getattr(row, name) for name in names}
@@ -354,17 +367,14 @@ def _next_generation(connection: Connection, unit_key: str, route: str) -> int:
     return 0 if latest is None else int(latest) + 1
 
 
-def _has_live_job(
-    connection: Connection, unit_key: str, route: str, model_digest: str, purpose: Purpose
-) -> bool:
+def _has_live_job(connection: Connection, unit_key: str, route: str, *purposes: str) -> bool:
     return (
         connection.scalar(
             select(job.c.id).where(
                 job.c.unit_key == unit_key,
                 job.c.route == route,
-                job.c.model_digest == model_digest,
-                job.c.purpose == purpose,
-                job.c.state.in_([JobState.QUEUED, JobState.RUNNING]),
+                job.c.purpose.in_(purposes),
+                JOB_IS_LIVE,
             )
         )
         is not None

@@ -74,6 +74,13 @@ class DeliveryState(StrEnum):
     SKIPPED = "skipped"
 
 
+#: Said word for word in a query, these let SQLite use the partial indexes of the queues
+#: (sqlite.org/partialindex.html): ended rows stay for ever, and no verb may read them all.
+TRANSFER_IS_OPEN = text("state = 'open'")
+JOB_IS_LIVE = text("state IN ('queued', 'running')")
+DELIVERY_IS_OPEN = text("state IN ('pending', 'sending')")
+
+
 def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
     words = ", ".join(f"'{state}'" for state in states)
     return CheckConstraint(f"{column} IN ({words})", name=f"{column}_is_known")
@@ -111,7 +118,7 @@ transfer = Table(
     Column("lease_until", Float, nullable=False),
     Column("closed_at", Float),
     _one_of("state", TransferState),
-    Index("transfer_open", "lease_until", sqlite_where=text("state = 'open'")),
+    Index("transfer_open", "lease_until", sqlite_where=TRANSFER_IS_OPEN),
 )
 
 instance = Table(
@@ -146,7 +153,10 @@ instance = Table(
         sqlite_where=text("disposition <> 'quarantined'"),
     ),
     Index("instance_study", "study_instance_uid"),
+    Index("instance_transfer", "transfer_id"),
+    Index("instance_bytes", "spool_key", sqlite_where=text("spool_key IS NOT NULL")),
     Index("instance_kept", "received_utc", sqlite_where=text("spool_key IS NOT NULL")),
+    Index("instance_quarantined", "id", sqlite_where=text("disposition = 'quarantined'")),
 )
 
 candidate = Table(
@@ -171,6 +181,7 @@ candidate = Table(
     _one_of("state", CandidateState),
     UniqueConstraint("unit_key", "route", "generation", name="one_candidate_per_generation"),
     Index("candidate_due", "fire_at", sqlite_where=text("state = 'waiting'")),
+    Index("candidate_held", "id", sqlite_where=text("state = 'held'")),
 )
 
 member = Table(
@@ -221,13 +232,11 @@ job = Table(
         "one_live_job",
         *("unit_key", "route", "model_digest", "purpose"),
         unique=True,
-        sqlite_where=text("state IN ('queued', 'running')"),
+        sqlite_where=JOB_IS_LIVE,
     ),
-    Index(
-        "job_queue",
-        *("rank", "deadline_at"),
-        sqlite_where=text("state IN ('queued', 'running')"),
-    ),
+    Index("job_queue", *("rank", "deadline_at"), sqlite_where=JOB_IS_LIVE),
+    Index("job_failed", "id", sqlite_where=text("state = 'failed'")),
+    Index("job_candidate", "candidate_id"),
     Index(
         "job_deadline",
         "deadline_at",
@@ -254,6 +263,7 @@ result = Table(
     Column("created_utc", Text, nullable=False),
     CheckConstraint("kind IN ('sc', 'seg', 'note')", name="kind_is_known"),
     UniqueConstraint("job_id", "kind", "ordinal", name="one_result_each"),
+    Index("result_bytes", "spool_key", sqlite_where=text("spool_key IS NOT NULL")),
     Index("result_kept", "created_utc", sqlite_where=text("spool_key IS NOT NULL")),
 )
 
@@ -277,10 +287,7 @@ delivery = Table(
     Column("sent_at", Float),
     _one_of("state", DeliveryState),
     UniqueConstraint("result_id", "destination", name="one_delivery_each"),
-    Index(
-        "delivery_queue",
-        *("destination", "rank", "id"),
-        sqlite_where=text("state IN ('pending', 'sending')"),
-    ),
+    Index("delivery_queue", *("destination", "rank", "id"), sqlite_where=DELIVERY_IS_OPEN),
+    Index("delivery_dead", "destination", sqlite_where=text("state = 'dead'")),
     Index("delivery_job", "job_id"),
 )

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Connection, Select, Table, func, or_, select, union_all, update
+from sqlalchemy import Connection, Select, Table, exists, func, or_, select, union_all, update
 
 from dicom_xai.ledger.engine import Database, earliest, is_alive, set_meta
 from dicom_xai.ledger.jobs import Overdue
 from dicom_xai.ledger.schema import (
+    DELIVERY_IS_OPEN,
+    JOB_IS_LIVE,
+    TRANSFER_IS_OPEN,
     CandidateState,
     DeliveryState,
     Disposition,
@@ -30,6 +33,7 @@ from dicom_xai.stages import Stage
 
 #: An orphan younger than this may belong to a transaction under way, even if the clock jumps.
 ORPHAN_AGE_S = 86400.0
+EXPIRE_AT_MOST = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,8 @@ class Upkeep:
         are reported as queued.
         """
 
+        ended = (JobState.DONE, JobState.FAILED)
+
         def run(connection: Connection) -> list[Overdue]:
             now = self._db.now()
             rows = connection.execute(
@@ -85,9 +91,7 @@ class Upkeep:
                 .returning(job.c.id, job.c.route, job.c.state)
             )
             return [
-                Overdue(
-                    row.id, row.route, Stage.OUTBOX if row.state == JobState.DONE else Stage.QUEUE
-                )
+                Overdue(row.id, row.route, Stage.OUTBOX if row.state in ended else Stage.QUEUE)
                 for row in rows
             ]
 
@@ -125,34 +129,32 @@ class Upkeep:
                         func.count().label("n"),
                         func.min(job.c.ready_at).label("oldest"),
                     )
-                    .where(job.c.state.in_([JobState.QUEUED, JobState.RUNNING]))
+                    .where(JOB_IS_LIVE)
                     .group_by(job.c.state)
                 )
             }
             failed = connection.scalar(
                 select(func.count()).select_from(job).where(job.c.state == JobState.FAILED)
             )
-            outgoing = connection.execute(
+            open_by_destination = connection.execute(
                 select(
                     delivery.c.destination,
-                    delivery.c.state,
                     func.count().label("n"),
                     func.min(delivery.c.queued_at).label("oldest"),
                 )
-                .where(delivery.c.state.not_in([DeliveryState.SENT, DeliveryState.SKIPPED]))
-                .group_by(delivery.c.destination, delivery.c.state)
+                .where(DELIVERY_IS_OPEN)
+                .group_by(delivery.c.destination)
+            ).all()
+            dead = connection.execute(
+                select(delivery.c.destination, func.count().label("n"))
+                .where(delivery.c.state == DeliveryState.DEAD)
+                .group_by(delivery.c.destination)
             ).all()
             quarantined = connection.scalar(
                 select(func.count()).where(instance.c.disposition == Disposition.QUARANTINED)
             )
-        outbox: dict[str, int] = {}
-        dead: dict[str, int] = {}
-        oldest_outbox = now
-        for row in outgoing:
-            box = dead if row.state == DeliveryState.DEAD else outbox
-            box[row.destination] = box.get(row.destination, 0) + row.n
-            if box is outbox:
-                oldest_outbox = min(oldest_outbox, row.oldest)
+        outbox = {row.destination: int(row.n) for row in open_by_destination}
+        oldest_outbox = min((row.oldest for row in open_by_destination), default=now)
         queued = jobs.get(JobState.QUEUED, (0, now))
         running = jobs.get(JobState.RUNNING, (0, now))
         return Depths(
@@ -171,7 +173,7 @@ class Upkeep:
                 "outbox": now - oldest_outbox,
             },
             outbox=outbox,
-            dead=dead,
+            dead={row.destination: int(row.n) for row in dead},
             quarantined=int(quarantined or 0),
         )
 
@@ -183,21 +185,21 @@ class Upkeep:
 
         def run(connection: Connection) -> int:
             freed = 0
-            for table, state in (
-                (transfer, TransferState.OPEN),
-                (job, JobState.RUNNING),
-                (delivery, DeliveryState.SENDING),
+            for table, state, is_open in (
+                (transfer, TransferState.OPEN, TRANSFER_IS_OPEN),
+                (job, JobState.RUNNING, JOB_IS_LIVE),
+                (delivery, DeliveryState.SENDING, DELIVERY_IS_OPEN),
             ):
                 owners = connection.scalars(
                     select(table.c.owner)
-                    .where(table.c.state == state, table.c.lease_until > 0)
+                    .where(is_open, table.c.state == state, table.c.lease_until > 0)
                     .distinct()
                 ).all()
                 dead = [owner for owner in owners if not is_alive(owner)]
                 if dead:
                     freed += connection.execute(
                         update(table)
-                        .where(table.c.state == state, table.c.owner.in_(dead))
+                        .where(is_open, table.c.state == state, table.c.owner.in_(dead))
                         .values(lease_until=0.0)
                     ).rowcount
             return freed
@@ -211,21 +213,23 @@ class Upkeep:
 
         A result may go when it is older than `keep_days` and sent, skipped or never to be sent
         everywhere; an instance when it is as old and no unit that waits, runs or failed, and no
-        object still to be sent, needs it. The hashes stay in the ledger.
+        object still to be sent, needs it. The hashes stay in the ledger. At most `EXPIRE_AT_MOST`
+        of each go at once, the oldest first, so that nobody waits long for the database.
         """
         before = (datetime.now(UTC) - timedelta(days=keep_days)).isoformat(timespec="microseconds")
 
+        unsent = delivery.c.state.not_in([DeliveryState.SENT, DeliveryState.SKIPPED])
+
         def run(connection: Connection) -> list[str]:
-            unsent = select(delivery.c.result_id).where(
-                delivery.c.state.not_in([DeliveryState.SENT, DeliveryState.SKIPPED])
-            )
             keys = _release(
                 connection,
-                select(result.c.id).where(
+                select(result.c.id)
+                .where(
                     result.c.spool_key.is_not(None),
                     result.c.created_utc < before,
-                    result.c.id.not_in(unsent),
-                ),
+                    ~exists().where(delivery.c.result_id == result.c.id, unsent),
+                )
+                .order_by(result.c.created_utc),
                 result,
             )
             needed = (
@@ -233,24 +237,23 @@ class Upkeep:
                 .join(candidate, candidate.c.id == member.c.candidate_id)
                 .outerjoin(job, job.c.candidate_id == candidate.c.id)
                 .where(
+                    member.c.instance_id == instance.c.id,
                     or_(
                         candidate.c.state != CandidateState.READY,
                         job.c.state != JobState.DONE,
-                        job.c.id.in_(
-                            select(delivery.c.job_id).where(
-                                delivery.c.state.not_in([DeliveryState.SENT, DeliveryState.SKIPPED])
-                            )
-                        ),
-                    )
+                        exists().where(delivery.c.job_id == job.c.id, unsent),
+                    ),
                 )
             )
             keys += _release(
                 connection,
-                select(instance.c.id).where(
+                select(instance.c.id)
+                .where(
                     instance.c.spool_key.is_not(None),
                     instance.c.received_utc < before,
-                    instance.c.id.not_in(needed),
-                ),
+                    ~needed.exists(),
+                )
+                .order_by(instance.c.received_utc),
                 instance,
             )
             return keys
@@ -411,7 +414,7 @@ def _rows(connection: Connection, query: Select[tuple[object, ...]]) -> list[dic
 def _release(connection: Connection, expired: Select[tuple[int]], table: Table) -> list[str]:
     """Take the spool keys off the expired rows of a table and give them."""
     rows = connection.execute(
-        select(table.c.id, table.c.spool_key).where(table.c.id.in_(expired))
+        select(table.c.id, table.c.spool_key).where(table.c.id.in_(expired.limit(EXPIRE_AT_MOST)))
     ).all()
     connection.execute(
         update(table).where(table.c.id.in_([row.id for row in rows])).values(spool_key=None)
