@@ -17,7 +17,8 @@ help:
 	@echo 'make demo    service, stand-in PACS and phantom studies; shows what came back'
 	@echo 'make run     serve CONFIG=$(CONFIG)'
 	@echo 'make check   prove CONFIG=$(CONFIG) without serving it'
-	@echo 'make test    lint, types, layers and every test tier this machine can run'
+	@echo 'make test    lint, types, layers and every test tier this machine can run;'
+	@echo '             in a hurry: make test TESTS="-m \"not slow\""'
 	@echo 'make bench   latency and throughput, side by side with peers'
 	@echo 'make models  train the bundled demonstration models again'
 	@echo 'make clean   remove all that make made; state in var/ stays'
@@ -32,7 +33,7 @@ check: $(FOR_RUNNING)
 	$(BIN)/dicom-xai check --config $(CONFIG)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS)
 
 lint: $(FOR_TESTING)
 	$(BIN)/ruff check .
