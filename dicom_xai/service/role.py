@@ -198,8 +198,8 @@ def check_reload(running: Config, wanted: Config) -> None:
     ]
     if changed:
         raise ConfigError(
-            f"{wanted.path}: {', '.join(changed)} cannot change while the service runs; restart it, "
-            "or put back what was there"
+            f"{wanted.path}: {', '.join(changed)} cannot change while the service runs; "
+            "restart it, or put back what was there"
         )
 
 
