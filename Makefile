@@ -18,7 +18,7 @@ help:
 	@echo 'make run     serve CONFIG=$(CONFIG)'
 	@echo 'make check   prove CONFIG=$(CONFIG) without serving it'
 	@echo 'make test    lint, types, layers and every test tier this machine can run;'
-	@echo '             in a hurry: make test TESTS="-m \"not slow\""'
+	@echo "             in a hurry: make test TESTS='-m \"not slow\"'"
 	@echo 'make bench   latency and throughput, side by side with peers'
 	@echo 'make models  train the bundled demonstration models again'
 	@echo 'make clean   remove all that make made; state in var/ stays'
