@@ -96,6 +96,307 @@ class DenseNet(nn.Module):
         return self.head(torch.flatten(self.pool(self.features(x)), 1))
 
 
+class Inverted(nn.Module):
+    """Expansion, depthwise convolution, squeeze and excitation, projection; SiLU throughout."""
+
+    def __init__(self, dims: int, into: int, out: int, stride: int) -> None:
+        super().__init__()
+        conv, norm, wide = CONV[dims], NORM[dims], 4 * into
+        self.widen = nn.Sequential(
+            conv(into, wide, 1, bias=False), norm(wide), nn.SiLU(),
+            conv(wide, wide, 3, stride, 1, groups=wide, bias=False), norm(wide), nn.SiLU(),
+        )  # fmt: skip
+        self.gate = nn.Sequential(
+            AVERAGE[dims](1), conv(wide, 4, 1), nn.SiLU(), conv(4, wide, 1), nn.Sigmoid()
+        )
+        self.narrow = nn.Sequential(conv(wide, out, 1, bias=False), norm(out))
+        self.is_residual = stride == 1 and into == out
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = self.widen(x)
+        out = self.narrow(wide * self.gate(wide))
+        return x + out if self.is_residual else out
+
+
+class EfficientNet(nn.Module):
+    """Mobile inverted bottlenecks behind an asymmetrically padded stem, as TensorFlow pads."""
+
+    def __init__(self, dims: int = 2, channels: int = 1, classes: int = 3) -> None:
+        super().__init__()
+        conv, norm = CONV[dims], NORM[dims]
+        self.pad = nn.ConstantPad2d((0, 1, 0, 1), 0.0) if dims == 2 else nn.Identity()
+        self.stem = nn.Sequential(conv(channels, 8, 3, 2, bias=False), norm(8), nn.SiLU())
+        self.blocks = nn.Sequential(
+            Inverted(dims, 8, 8, 1), Inverted(dims, 8, 12, 2), Inverted(dims, 12, 12, 1)
+        )
+        self.last = nn.Sequential(conv(12, 16, 1, bias=False), norm(16), nn.SiLU())
+        self.pool = AVERAGE[dims](1)
+        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(16, classes))
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.blocks(self.stem(self.pad(x))))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.flatten(self.pool(self.features(x)), 1))
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise 7 x 7, LayerNorm over channels, GELU, layer scale; Liu et al. 2022."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, 7, padding=3, groups=width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.wide = nn.Linear(width, 4 * width)
+        self.narrow = nn.Linear(4 * width, width)
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        y = self.scale * self.narrow(nn.functional.gelu(self.wide(y)))
+        return x + y.permute(0, 3, 1, 2)
+
+
+class ConvNeXt(nn.Module):
+    """Patchify stem, two stages, normalised pooled head."""
+
+    def __init__(self, channels: int = 1, classes: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(channels, 8, 4, 4)
+        self.stages = nn.Sequential(ConvNeXtBlock(8), nn.Conv2d(8, 16, 2, 2), ConvNeXtBlock(16))
+        self.norm = nn.LayerNorm(16, eps=1e-6)
+        self.head = nn.Linear(16, classes)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.stages(self.stem(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.features(x).mean((-2, -1))))
+
+
+class Attention(nn.Module):
+    """Self-attention; `fused` leaves it to torch, which newer opsets export as one node."""
+
+    def __init__(self, width: int, heads: int, fused: bool) -> None:
+        super().__init__()
+        self.heads, self.fused = heads, fused
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        batch, tokens, width = x.shape
+        each = width // self.heads
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, each).permute(2, 0, 3, 1, 4)
+        if self.fused:
+            y = nn.functional.scaled_dot_product_attention(q, k, v, bias)
+        else:
+            scores = q @ k.transpose(-2, -1) * each**-0.5
+            y = torch.softmax(scores if bias is None else scores + bias, -1) @ v
+        return self.out(y.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class Block(nn.Module):
+    """A transformer block with normalisation first."""
+
+    def __init__(self, width: int, heads: int, fused: bool) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads, fused)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class ViT(nn.Module):
+    """Patches of 8, a class token, learnt positions; 32 x 32 images."""
+
+    def __init__(
+        self, channels: int = 1, classes: int = 3, width: int = 24, *, fused: bool = False
+    ) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(channels, width, 8, 8)
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(torch.zeros(1, 17, width))
+        self.blocks = nn.Sequential(Block(width, 4, fused), Block(width, 4, fused))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
+        return self.head(self.norm(self.blocks(x))[:, 0])
+
+
+class SwinBlock(nn.Module):
+    """Attention in 4 x 4 windows, shifted by 2 in every second block; Liu et al. 2021."""
+
+    def __init__(self, width: int, grid: int, shift: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, 2, False)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        self.table = nn.Parameter(torch.zeros(49, 2))
+        self.shift = shift
+        here = torch.stack(torch.meshgrid(*[torch.arange(4)] * 2, indexing="ij"), -1).reshape(16, 2)
+        step = here[:, None] - here[None] + 3
+        self.register_buffer("index", step[..., 0] * 7 + step[..., 1])
+        region = torch.zeros(1, grid, grid, 1)
+        edges = [slice(0, -4), slice(-4, -shift), slice(-shift, None)] if shift else [slice(None)]
+        for number, (rows, columns) in enumerate((r, c) for r in edges for c in edges):
+            region[:, rows, columns] = number
+        window = self.windows(region)[..., 0]
+        apart = window[:, None] != window[:, :, None]
+        self.register_buffer("mask", apart.float() * -100.0)
+
+    @staticmethod
+    def windows(x: torch.Tensor) -> torch.Tensor:
+        batch, height, width, channels = x.shape
+        x = x.reshape(batch, height // 4, 4, width // 4, 4, channels)
+        return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, height, width, channels = x.shape
+        y = torch.roll(self.norm1(x), (-self.shift, -self.shift), (1, 2)) if self.shift else (
+            self.norm1(x)
+        )  # fmt: skip
+        bias = self.table[self.index.reshape(-1)].reshape(16, 16, 2).permute(2, 0, 1)
+        bias = bias[None] + self.mask[:, None]
+        y = self.attention(self.windows(y), bias.repeat(batch, 1, 1, 1))
+        y = y.reshape(batch, height // 4, width // 4, 4, 4, channels).permute(0, 1, 3, 2, 4, 5)
+        y = y.reshape(batch, height, width, channels)
+        x = x + (torch.roll(y, (self.shift, self.shift), (1, 2)) if self.shift else y)
+        return x + self.mlp(self.norm2(x))
+
+
+class Swin(nn.Module):
+    """Two stages of windowed attention with patch merging between; 32 x 32 images."""
+
+    def __init__(self, channels: int = 1, classes: int = 3) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(channels, 12, 4, 4)
+        self.first = nn.Sequential(SwinBlock(12, 8, 0), SwinBlock(12, 8, 2))
+        self.merge = nn.Sequential(nn.LayerNorm(48), nn.Linear(48, 24, bias=False))
+        self.second = SwinBlock(24, 4, 0)
+        self.norm = nn.LayerNorm(24)
+        self.head = nn.Linear(24, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(self.patches(x).permute(0, 2, 3, 1))
+        corners = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
+        x = self.norm(self.second(self.merge(torch.cat(corners, -1))))
+        return self.head(x.mean((1, 2)))
+
+
+class UNet(nn.Module):
+    """Strided encoder, transposed decoder, skips; instance normalisation and PReLU."""
+
+    def __init__(self, dims: int = 2, channels: int = 1, classes: int = 2) -> None:
+        super().__init__()
+        conv, norm, up = CONV[dims], INSTANCE[dims], UP[dims]
+        self.down1 = nn.Sequential(conv(channels, 4, 3, 2, 1), norm(4), nn.PReLU())
+        self.down2 = nn.Sequential(conv(4, 8, 3, 2, 1), norm(8), nn.PReLU())
+        self.bottom = nn.Sequential(conv(8, 8, 3, 1, 1), norm(8), nn.PReLU())
+        self.up2 = nn.Sequential(up(16, 4, 3, 2, 1, output_padding=1), norm(4), nn.PReLU())
+        self.up1 = up(8, classes, 3, 2, 1, output_padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.down1(x)
+        second = self.down2(first)
+        y = self.up2(torch.cat([second, self.bottom(second)], 1))
+        return self.up1(torch.cat([first, y], 1))
+
+
+class SegResNet(nn.Module):
+    """Residual blocks with group normalisation, added skips, linear up-sampling."""
+
+    def __init__(self, dims: int = 2, channels: int = 1, classes: int = 2) -> None:
+        super().__init__()
+        conv = CONV[dims]
+        self.stem = conv(channels, 8, 3, 1, 1, bias=False)
+        self.body = nn.ModuleList(
+            nn.Sequential(
+                nn.GroupNorm(4, width), nn.ReLU(), conv(width, width, 3, 1, 1, bias=False)
+            )
+            for width in (8, 16)
+        )
+        self.down = conv(8, 16, 3, 2, 1, bias=False)
+        self.squeeze = conv(16, 8, 1, bias=False)
+        mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[dims]
+        self.up = nn.Upsample(scale_factor=2, mode=mode, align_corners=False)
+        self.head = nn.Sequential(nn.GroupNorm(4, 8), nn.ReLU(), conv(8, classes, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.body[0](x)
+        y = self.down(x)
+        y = y + self.body[1](y)
+        return self.head(x + self.up(self.squeeze(y)))
+
+
+class DynUNet(nn.Module):
+    """nnU-Net's blocks: convolution, affine instance normalisation, leaky ReLU."""
+
+    def __init__(self, dims: int = 2, channels: int = 1, classes: int = 2) -> None:
+        super().__init__()
+        self.first = self.block(dims, channels, 4, 1)
+        self.second = self.block(dims, 4, 8, 2)
+        self.bottom = self.block(dims, 8, 8, 2)
+        self.up2 = UP[dims](8, 8, 2, 2, bias=False)
+        self.join2 = self.block(dims, 16, 8, 1)
+        self.up1 = UP[dims](8, 4, 2, 2, bias=False)
+        self.join1 = self.block(dims, 8, 4, 1)
+        self.head = CONV[dims](4, classes, 1)
+
+    @staticmethod
+    def block(dims: int, into: int, out: int, stride: int) -> nn.Module:
+        conv, norm = CONV[dims], INSTANCE[dims]
+        return nn.Sequential(
+            conv(into, out, 3, stride, 1, bias=False), norm(out, affine=True), nn.LeakyReLU(0.01),
+            conv(out, out, 3, 1, 1, bias=False), norm(out, affine=True), nn.LeakyReLU(0.01),
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.first(x)
+        second = self.second(first)
+        y = self.join2(torch.cat([self.up2(self.bottom(second)), second], 1))
+        return self.head(self.join1(torch.cat([self.up1(y), first], 1)))
+
+
+class UNETR(nn.Module):
+    """A transformer over patches of 8, decoded by transposed convolutions; 32 x 32 images."""
+
+    def __init__(self, channels: int = 1, classes: int = 2, width: int = 24) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(channels, width, 8, 8)
+        self.positions = nn.Parameter(torch.zeros(1, 16, width))
+        self.blocks = nn.ModuleList(Block(width, 4, False) for _ in range(2))
+        self.skip = nn.Sequential(
+            nn.ConvTranspose2d(width, 8, 2, 2), nn.InstanceNorm2d(8), nn.LeakyReLU()
+        )
+        self.up = nn.ConvTranspose2d(width, 8, 2, 2)
+        self.join = nn.Sequential(nn.Conv2d(16, 8, 3, 1, 1), nn.InstanceNorm2d(8), nn.LeakyReLU())
+        self.out = nn.ConvTranspose2d(8, 4, 4, 4)
+        self.image = nn.Conv2d(channels, 4, 3, 1, 1)
+        self.head = nn.Conv2d(8, classes, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.patches(image).flatten(2).transpose(1, 2) + self.positions
+        half = self.blocks[0](x)
+        deep, half = (
+            t.transpose(1, 2).reshape(t.shape[0], -1, 4, 4) for t in (self.blocks[1](half), half)
+        )
+        y = self.join(torch.cat([self.up(deep), self.skip(half)], 1))
+        return self.head(torch.cat([self.out(y), self.image(image)], 1))
+
+
+INSTANCE = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+UP = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 MAXPOOL = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
