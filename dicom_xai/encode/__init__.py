@@ -81,8 +81,8 @@ class Encoded:
 class EncodedResults:
     """All objects of a job, pictures first, and why planned ones are missing.
 
-    `skipped` holds kinds and short reasons without patient data. A Segmentation is not missing
-    when no pixel is at or above the threshold: then there is nothing to segment.
+    `skipped` holds kinds and short reasons without patient data; that there was nothing to segment
+    is one of them.
     """
 
     objects: tuple[Encoded, ...]
@@ -153,7 +153,9 @@ def encode_results(
     if pictured and card.inputs[0].kind is InputKind.IMAGE2D and total > MAX_PICTURES:
         reason = f"{total} images in the unit, the first {MAX_PICTURES} pictured"
         skipped.append((ObjectKind.SC, reason))
-    if masks and region_destinations:
+    if region_destinations and not masks:
+        skipped.append((ObjectKind.SEG, _why_no_region(explanation)))
+    elif region_destinations:
         regions, reasons = _regions(run, card, volume, explanation, masks, blocks)
         objects += [replace(region, destinations=region_destinations) for region in regions]
         skipped += [(ObjectKind.SEG, reason) for reason in reasons]
@@ -272,6 +274,15 @@ def _active(explanation: Explanation, total: int) -> dict[int, tuple[Finding, ..
                 if peaks[i] >= finding.attribution.threshold:
                     active[i] = (*active.get(i, ()), finding)
     return active
+
+
+def _why_no_region(explanation: Explanation) -> str:
+    positives = [finding for finding in explanation.findings if finding.is_positive]
+    if not positives:
+        return "no finding above threshold"
+    if all(finding.attribution is None for finding in positives):
+        return "no heat map was made"
+    return "no pixel at or above the heat threshold"
 
 
 def _threshold(finding: Finding) -> float:

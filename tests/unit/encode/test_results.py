@@ -124,7 +124,7 @@ def test_a_picture_refers_to_its_source():
 
 def test_every_image_of_a_unit_gets_a_picture_up_to_a_limit():
     files = [as_file(header("CR", 32, 32, n + 1)) for n in range(MAX_PICTURES + 1)]
-    results = encode(case(files, positives=0))
+    results = encode(case(files, positives=0), SC)
     assert kinds(results) == ["sc"] * MAX_PICTURES
     assert [encoded.ordinal for encoded in results.objects] == list(range(MAX_PICTURES))
     ((kind, reason),) = results.skipped
@@ -153,6 +153,7 @@ def test_a_slice_picture_stays_in_its_place():
 def test_a_negative_study_has_no_red_and_no_segmentation():
     results = encode(cr(500, 400, positives=0))
     assert kinds(results) == ["sc"]
+    assert results.skipped == ((ObjectKind.SEG, "no finding above threshold"),)
     picture = read(results.objects[0]).pixel_array.astype(int)
     assert (picture[..., 0] - picture[..., 1]).max() <= 40  # the yellow of the banner has 20
 
@@ -161,6 +162,7 @@ def test_a_positive_finding_without_a_map_gives_a_picture_with_the_reason_only()
     silent = encode(cr(method="", note=""))
     told = encode(cr(method="", note="the deadline left no time for a heat map"))
     assert kinds(told) == ["sc"]
+    assert told.skipped == ((ObjectKind.SEG, "no heat map was made"),)
     assert not np.array_equal(*(read(r.objects[0]).pixel_array for r in (silent, told)))
 
 
@@ -171,7 +173,9 @@ def test_a_map_below_its_threshold_gives_no_segmentation():
     faint = dataclasses.replace(finding.attribution, heat=finding.attribution.heat * 0.2)
     findings = (dataclasses.replace(finding, attribution=faint), *others)
     explanation = dataclasses.replace(given.explanation, findings=findings)
-    assert kinds(encode(dataclasses.replace(given, explanation=explanation))) == ["sc"]
+    results = encode(dataclasses.replace(given, explanation=explanation))
+    assert kinds(results) == ["sc"]
+    assert results.skipped == ((ObjectKind.SEG, "no pixel at or above the heat threshold"),)
 
 
 # ------------------------------------------------------------------ compression
