@@ -61,7 +61,7 @@ class Site:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.pacs = StandInPACS(folder / "pacs")
-        self.port, self.http_port = free_ports(2)
+        self.port, self.stat_port, self.http_port = free_ports(3)
         self.config = folder / "dicom-xai.yaml"
         self.log = folder / "service.log"
         self._environment = environment or {}
@@ -105,7 +105,7 @@ class Site:
                 [
                     "  listeners:",
                     f"    - {{ae_title: {ROUTINE}, host: 127.0.0.1, port: {self.port}}}",
-                    f"    - {{ae_title: {STAT}, host: 127.0.0.1, port: {self.port}}}",
+                    f"    - {{ae_title: {STAT}, host: 127.0.0.1, port: {self.stat_port}}}",
                     '  allow: [{ae_title: "*", network: 127.0.0.0/8}]',
                 ]
             ),
@@ -169,7 +169,8 @@ class Site:
 
     def address(self, ae_title: str = ROUTINE, calling: str = "MODALITY") -> Destination:
         """Where to send to."""
-        return parse_address(f"{ae_title}@127.0.0.1:{self.port}", calling)
+        port = self.stat_port if ae_title == STAT else self.port
+        return parse_address(f"{ae_title}@127.0.0.1:{port}", calling)
 
     def send(
         self, files: Sequence[bytes], ae_title: str = ROUTINE, calling: str = "MODALITY"
