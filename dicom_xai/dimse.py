@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import socket
 import traceback
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
 from enum import Enum, IntEnum, StrEnum
 from typing import TYPE_CHECKING
 
 from pydicom import uid
-from pynetdicom import evt
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification
 
@@ -28,7 +26,6 @@ from dicom_xai.errors import (
 )
 
 if TYPE_CHECKING:
-    from pynetdicom.events import Event
     from pynetdicom.presentation import PresentationContext
 
 #: The longest P-DATA-TF that we ask for and take (PS3.8 D.1). More gains nothing measurable.
@@ -236,31 +233,3 @@ def acknowledge_now(sock: socket.socket) -> None:
     """Set TCP_QUICKACK where the system has it (Linux)."""
     if hasattr(socket, "TCP_QUICKACK"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-
-
-def requestor_handlers(stall_s: float) -> list[tuple[object, Callable[[Event], None]]]:
-    """Event handlers that give a requesting association eager sockets and a stall limit.
-
-    Parameters
-    ----------
-    stall_s : float
-        A peer that neither reads nor writes for so long loses the connection. Without it
-        `send_c_store` to a peer that stops reading never returns, whatever the other timeouts.
-    """
-
-    def opened(event: Event) -> None:
-        sock = event.assoc.dul.socket.socket
-        sock.settimeout(stall_s)
-        make_eager(sock)
-
-    def moved(event: Event) -> None:
-        sock = event.assoc.dul.socket.socket
-        if sock is not None:
-            with suppress(OSError):  # the peer has gone; the next read says so
-                acknowledge_now(sock)
-
-    return [
-        (evt.EVT_CONN_OPEN, opened),
-        (evt.EVT_DATA_SENT, moved),
-        (evt.EVT_DATA_RECV, moved),
-    ]

@@ -18,6 +18,7 @@ Rule: one thread at a time for each `StorageSCU`.
 from __future__ import annotations
 
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -30,19 +31,28 @@ from pydicom import uid
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_preamble
 from pynetdicom import AE
+from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dsutils import encode
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification
 from pynetdicom.transport import AssociationSocket
 
 from dicom_xai import uids
-from dicom_xai.dimse import MAX_PDU_BYTES, Answer, Status, answer_of, requestor_handlers
+from dicom_xai.dimse import (
+    MAX_PDU_BYTES,
+    Answer,
+    Status,
+    acknowledge_now,
+    answer_of,
+    make_eager,
+)
 from dicom_xai.errors import CannotUnderstandError, DestinationUnavailableError
 from dicom_xai.study import Receipt
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
-    from pynetdicom.transport import AddressInformation
+    from pynetdicom.transport import T_CONNECT, AddressInformation
 
     from dicom_xai.config import Destination
 
@@ -57,6 +67,9 @@ RESULT_CONTEXTS: tuple[Context, ...] = (
     (uid.SegmentationStorage, uid.ExplicitVRLittleEndian),
     (uid.SegmentationStorage, uid.RLELossless),
 )
+
+#: How much is handed to the kernel at once.
+WRITE_BYTES = 1_000_000
 
 #: A context's id is odd and below 256 (PS3.8 9.3.2.2); one is Verification's.
 MAX_CONTEXTS = 127
@@ -98,7 +111,33 @@ class StoredObject:
 
 
 class _Socket(AssociationSocket):  # type: ignore[misc]
-    """pynetdicom's connection, closed also where it never came about or the peer left first."""
+    """pynetdicom's connection: eager, never blocked for longer than `stall_s`, always closed.
+
+    Without the limit a peer that stops reading holds a C-STORE for ever, whatever the other
+    timeouts; without the closing a connection that never came about leaks its descriptor.
+    """
+
+    def __init__(self, assoc: Association, address: AddressInformation, stall_s: float) -> None:
+        super().__init__(assoc, address=address)
+        self._stall_s = stall_s
+
+    def connect(self, primitive: T_CONNECT) -> None:
+        """Connect, and set the options before anything is sent."""
+        super().connect(primitive)
+        if self.socket is not None:
+            with suppress(OSError):  # gone already; the first write says so
+                self.socket.settimeout(self._stall_s)
+                make_eager(self.socket)
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """Read so many bytes; what is there already is acknowledged first.
+
+        A peer with Nagle's algorithm on sends the second half of its answer only then.
+        """
+        if self.socket is not None:
+            with suppress(OSError):
+                acknowledge_now(self.socket)
+        return bytearray(super().recv(nr_bytes))
 
     def _shutdown_socket(self) -> None:
         if self.socket is not None:
@@ -108,13 +147,17 @@ class _Socket(AssociationSocket):  # type: ignore[misc]
 
 
 class _Requestor(AE):  # type: ignore[misc]
-    """An AE whose associations never keep the process alive."""
+    """An AE whose associations have our connections and never keep the process alive."""
+
+    def __init__(self, ae_title: str, stall_s: float) -> None:
+        super().__init__(ae_title)
+        self._stall_s = stall_s
 
     def _create_socket(
         self, assoc: Association, address: AddressInformation, tls_args: None
     ) -> _Socket:
         assoc.dul.daemon = True
-        return _Socket(assoc, address=address)
+        return _Socket(assoc, address, self._stall_s)
 
 
 class _LostError(Exception):
@@ -269,7 +312,7 @@ class StorageSCU:
 
     def _associate(self) -> None:
         limits = self._timeouts
-        ae = _Requestor(ae_title=self._destination.calling_ae_title)
+        ae = _Requestor(self._destination.calling_ae_title, limits.stall_s)
         ae.implementation_class_uid = uids.IMPLEMENTATION_CLASS_UID
         ae.implementation_version_name = uids.IMPLEMENTATION_VERSION_NAME
         ae.connection_timeout = limits.connect_s
@@ -285,7 +328,6 @@ class StorageSCU:
                 contexts=contexts,
                 ae_title=self._destination.ae_title,
                 max_pdu=MAX_PDU_BYTES,
-                evt_handlers=requestor_handlers(limits.stall_s),
             )
         except OSError as error:  # the host's name has no address
             raise self._unavailable("has no address that can be found") from error
@@ -351,39 +393,102 @@ class StorageSCU:
                 int(Status.SOP_CLASS_NOT_SUPPORTED),
                 "presentation context refused",
             )
-        self._message_id = self._message_id % 0xFFFF + 1
-        request = C_STORE()
-        request.MessageID = self._message_id
-        request.Priority = 0
-        request.AffectedSOPClassUID = stored.sop_class_uid
-        request.AffectedSOPInstanceUID = stored.sop_instance_uid
-        request.DataSet = BytesIO(memoryview(file)[stored.data_set_at :])
         limits = self._timeouts
-        association.dimse_timeout = limits.answer_s + len(file) / limits.slowest_bytes_per_s
+        patience_s = limits.answer_s + len(file) / limits.slowest_bytes_per_s
+        deadline_s = self._clock() + patience_s
+        request = self._request(stored)
+        data_set = memoryview(file)[stored.data_set_at :]
+        longest = association.acceptor.maximum_length or MAX_PDU_BYTES
+        association.dimse_timeout = patience_s
 
-        # pynetdicom's own `send_c_store` from here on, less its re-encoding: the association's
-        # thread must rest, or it would take our answer for a request
+        # as in pynetdicom's own `send_c_store`: the association's thread must rest, or it would
+        # take the answer for a request
         association._reactor_checkpoint.clear()
         while not association._is_paused and association.is_alive():
             time.sleep(0.0001)
         try:
-            association.dimse.send_msg(request, context_id)
+            self._write(_pdus(request, data_set, context_id, longest), deadline_s)
             _, response = association.dimse.get_msg(block=True)
+        except TimeoutError:
+            self._drop()
+            raise self._unavailable(
+                f"stopped reading in the middle of a C-STORE of {len(file)} bytes"
+            ) from None
+        except OSError as error:
+            raise _LostError from error
         finally:
             association._reactor_checkpoint.set()
         if response is None:
-            if association.dul.is_alive() and association.acse.is_aborted() is False:
-                self._drop()
-                raise self._unavailable(
-                    f"did not answer a C-STORE of {len(file)} bytes in time, or stopped reading"
-                )
-            raise _LostError
+            if association.acse.is_aborted() or not association.dul.is_alive():
+                raise _LostError
+            self._drop()
+            raise self._unavailable(f"did not answer a C-STORE in {patience_s:.0f} s")
         is_ours = isinstance(response, C_STORE) and response.is_valid_response
         if not is_ours or response.MessageIDBeingRespondedTo != self._message_id:
             self._drop()
             raise self._unavailable("answered a C-STORE with something else")
         comment = str(response.ErrorComment or "")
         return Receipt(self.name, stored.sop_instance_uid, int(response.Status), comment)
+
+    def _request(self, stored: StoredObject) -> bytes:
+        """The command set of a C-STORE-RQ (PS3.7 9.3.1.1)."""
+        self._message_id = self._message_id % 0xFFFF + 1
+        request = C_STORE()
+        request.MessageID = self._message_id
+        request.Priority = 0
+        request.AffectedSOPClassUID = stored.sop_class_uid
+        request.AffectedSOPInstanceUID = stored.sop_instance_uid
+        request.DataSet = BytesIO(b"announced; written by `_pdus`")
+        message = C_STORE_RQ()
+        message.primitive_to_message(request)
+        return bytes(encode(message.command_set, True, True))
+
+    def _write(self, batches: Iterator[bytes], deadline_s: float) -> None:
+        """Write past pynetdicom's queue, which copies every PDU four times and cannot be cut off.
+
+        The state machine misses nothing: sending data leaves it where it is (PS3.8 9.2.2, DT-1).
+        """
+        sock = self._socket
+        assert sock is not None
+        for batch in batches:
+            left = memoryview(batch)
+            while left:
+                if self._clock() > deadline_s:
+                    raise TimeoutError
+                left = left[sock.send(left) :]
+            acknowledge_now(sock)
+
+
+def _pdus(command: bytes, data_set: memoryview, context_id: int, longest: int) -> Iterator[bytes]:
+    """A message as P-DATA-TF PDUs, joined to writes of about 1 MB (PS3.8 9.3.5, Annex E).
+
+    The command goes out in one write with the first data: two writes would wait for each other in
+    a peer that delays acknowledgements.
+    """
+    room = longest - 6  # a PDV's length, context id and control header
+    parts: list[bytes | memoryview] = []
+    size = 0
+    for control, message in ((0x01, memoryview(command)), (0x00, data_set)):
+        for start in range(0, len(message), room):
+            fragment = message[start : start + room]
+            is_last = start + room >= len(message)
+            parts.append(
+                struct.pack(
+                    ">BBLLBB",
+                    0x04,
+                    0,
+                    len(fragment) + 6,
+                    len(fragment) + 2,
+                    context_id,
+                    control | (0x02 if is_last else 0),
+                )
+            )
+            parts.append(fragment)
+            size += len(fragment)
+            if size >= WRITE_BYTES:
+                yield b"".join(parts)
+                parts, size = [], 0
+    yield b"".join(parts)
 
 
 def parse(file: bytes) -> StoredObject:

@@ -16,7 +16,7 @@ from pydicom.uid import CTImageStorage
 from pynetdicom.sop_class import Verification
 
 from dicom_xai.dimse import MAX_PDU_BYTES
-from dicom_xai.receive.guards import MonotonicTimer
+from dicom_xai.receive.upper_layer import MonotonicTimer
 from tests.make.associations import (
     Shelf,
     an_image,
