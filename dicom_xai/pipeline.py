@@ -7,11 +7,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dicom_xai import identity
 from dicom_xai.config import Compression, Destination, Route
 from dicom_xai.decode.geometry import stack
 from dicom_xai.decode.normalize import display, stack_inputs
-from dicom_xai.decode.pixels import decode, read_header
+from dicom_xai.decode.pixels import decode
 from dicom_xai.encode import Encoded, Planned, encode_note, encode_results
 from dicom_xai.errors import StudyError
 from dicom_xai.explain.choose import Choice, choose
@@ -143,15 +142,13 @@ def fail(job: Job, reason: str, tools: Tools) -> tuple[Encoded, ...]:
     Raises
     ------
     StudyError
-        Not even a note can be made: no source has a readable header.
+        Not even a note can be made: the source's identity cannot be read.
     """
     route = Route.model_validate_json(job.route_json)
     if route.on_failure == "silent":
         return ()
-    source = job.instances[0]
-    header = read_header(tools.read(source))
     plan = plan_objects(route, tools.destinations)
-    return tuple(encode_note(job, reason, source, header, plan, tools.read))
+    return tuple(encode_note(job, reason, job.instances[0], plan, tools.read))
 
 
 def plan_objects(route: Route, destinations: Mapping[str, Destination]) -> list[Planned]:
@@ -179,11 +176,9 @@ def plan_objects(route: Route, destinations: Mapping[str, Destination]) -> list[
 
 
 def _frames(job: Job, model: ServedModel, tools: Tools) -> Iterator[Frame]:
-    """All frames of the unit, once its instances agree on whose they are."""
-    files = [(instance, tools.read(instance)) for instance in job.instances]
-    identity.check_agreement(identity.read_block(file) for _, file in files)
-    for instance, file in files:
-        yield from decode(instance, file, model.device.torch)
+    """All frames of the unit; that its instances agree on whose they are is checked in `encode`."""
+    for instance in job.instances:
+        yield from decode(instance, tools.read(instance), model.device.torch)
 
 
 def _choose(

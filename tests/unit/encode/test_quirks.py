@@ -115,9 +115,7 @@ def check(file: bytes, kind: InputKind) -> None:
     )
     assert [str(encoded.kind) for encoded in results.objects] == ["sc", "seg"], results.skipped
     first = given.job.instances[0]
-    notes = encode_note(
-        given.job, "a test", first, given.volume.frames[0].header, PLAN, given.read_source
-    )
+    notes = encode_note(given.job, "a test", first, PLAN, given.read_source)
     source = identity.read_block(file)
     for encoded in (*results.objects, *notes):
         identity.compare(source, identity.read_block(encoded.file))

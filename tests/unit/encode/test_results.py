@@ -499,8 +499,9 @@ def test_a_job_without_a_moment_in_time_is_refused(created_at):
 
 
 def note(given: Case, reason: str, *plan: Planned) -> list[Encoded]:
-    source, header_ = given.job.instances[0], given.volume.frames[0].header
-    return encode_note(given.job, reason, source, header_, plan or (SC, SEG), given.read_source)
+    return encode_note(
+        given.job, reason, given.job.instances[0], plan or (SC, SEG), given.read_source
+    )
 
 
 def test_a_note_joins_the_study_and_refers_to_the_source():

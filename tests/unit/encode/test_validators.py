@@ -123,7 +123,6 @@ def test_the_validator_finds_no_error_in_a_note(tmp_path):
         given.job,
         "the image has no pixels",
         given.job.instances[0],
-        given.volume.frames[0].header,
         ALL,
         given.read_source,
     )
