@@ -14,7 +14,8 @@ import difflib
 import hashlib
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -30,13 +31,15 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 from pydicom.datadict import keyword_dict
 
 from dicom_xai.errors import ConfigError
 from dicom_xai.study import ObjectKind, Per, Priority
 
-MAX_YAML_BYTES = 4_000_000
-MAX_YAML_NODES = 200_000
+MAX_YAML_BYTES = 1_000_000
+MAX_YAML_NODES = 100_000
+MAX_YAML_DEPTH = 64
 
 
 # ------------------------------------------------------------------ field types
@@ -70,7 +73,25 @@ def _yes_or_no(value: object) -> object:
     return value
 
 
+def _keyword(text: str) -> str:
+    if text not in keyword_dict and text not in SENDER_FACTS:
+        near = nearest(text, [*keyword_dict, *SENDER_FACTS])
+        raise ValueError(f"{text!r} is no DICOM keyword and no sender fact{near}")
+    return text
+
+
+def _ledger_url(text: str) -> str:
+    if not re.fullmatch(r"sqlite:///[^?#]+", text):
+        found = text.partition(":")[0]  # no more of it: a URL may hold a password
+        raise ValueError(f"found {found}, wanted sqlite:///PATH; other engines are not served")
+    return text
+
+
+#: What a clause may ask about beside DICOM keywords.
+SENDER_FACTS = ("calling_ae_title", "called_ae_title", "source_address")
+
 AETitle = Annotated[str, AfterValidator(_ae_title)]
+Keyword = Annotated[str, AfterValidator(_keyword)]
 Network = Annotated[str, AfterValidator(_network)]
 Name = Annotated[str, AfterValidator(_name)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -126,6 +147,19 @@ class ReceiveConfig(Section):
     dimse_timeout_s: Seconds = Field(30.0, gt=0, description="Between messages of one operation.")
     network_timeout_s: Seconds = Field(60.0, gt=0, description="An idle association is aborted.")
 
+    @model_validator(mode="after")
+    def _one_listener_for_each_title(self) -> ReceiveConfig:
+        """Listeners may share a port; then the called AE title tells them apart."""
+        taken: set[tuple[str, int, str]] = set()
+        for listener in self.listeners:
+            key = (listener.host, listener.port, listener.ae_title)
+            if listener.port and key in taken:
+                raise ValueError(
+                    f"two listeners are {listener.ae_title} on {listener.host}:{listener.port}"
+                )
+            taken.add(key)
+        return self
+
 
 class SpoolConfig(Section):
     """Where bytes are kept."""
@@ -138,7 +172,9 @@ class SpoolConfig(Section):
 class LedgerConfig(Section):
     """Where facts are kept."""
 
-    url: str = Field(description="SQLAlchemy URL, for example sqlite:///../var/ledger.db")
+    url: Annotated[str, AfterValidator(_ledger_url)] = Field(
+        description="SQLAlchemy URL, for example sqlite:///../var/ledger.db"
+    )
 
 
 class ModelsConfig(Section):
@@ -211,9 +247,6 @@ class Operator(StrEnum):
     NOT = "not"
 
 
-SENDER_FACTS = ("calling_ae_title", "called_ae_title", "source_address")
-
-
 class Clause(Section):
     """One test of one attribute; several operators in one clause must all hold.
 
@@ -223,7 +256,7 @@ class Clause(Section):
 
     equals: str | None = Field(None, description="The value is this text.")
     one_of: tuple[str, ...] | None = Field(
-        None, alias="in", description="The value is one of these."
+        None, alias="in", min_length=1, description="The value is one of these."
     )
     contains: str | None = Field(None, description="The value contains this text.")
     min: float | None = Field(None, description="The value is a number of at least this.")
@@ -233,8 +266,10 @@ class Clause(Section):
 
     @model_validator(mode="after")
     def _asks_something(self) -> Clause:
-        if not self.model_fields_set:
-            raise ValueError(f"an empty clause; give one of {', '.join(Operator)}")
+        asked = {name for name in type(self).model_fields if getattr(self, name) is not None}
+        if not asked or asked != self.model_fields_set:
+            # a clause that asks nothing would match every image
+            raise ValueError(f"an empty clause or value; give one of {', '.join(Operator)}")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min {self.min:g} is above max {self.max:g}: nothing can match")
         return self
@@ -268,7 +303,7 @@ class Route(Section):
     name: Name
     description: str = Field("", description="For people.")
     enabled: Bool = Field(True, description="false: the route matches nothing.")
-    when: dict[str, Clause] = Field(description="All clauses must hold; {} matches everything.")
+    when: dict[Keyword, Clause] = Field(description="All clauses must hold; {} matches everything.")
     per: Per | None = Field(None, description="instance | series | study; default by the model.")
     trigger: TriggerKind = Field(description="instance | association_release | quiet")
     quiet_s: Seconds = Field(0.75, gt=0, le=3600, description="Silence after which it is complete.")
@@ -283,11 +318,7 @@ class Route(Section):
     budget_s: Seconds = Field(2.0, gt=0, le=86400, description="From ready to triaged.")
 
     @model_validator(mode="after")
-    def _keywords_exist(self) -> Route:
-        for keyword in self.when:
-            if keyword not in keyword_dict and keyword not in SENDER_FACTS:
-                near = nearest(keyword, [*keyword_dict, *SENDER_FACTS])
-                raise ValueError(f"when: {keyword!r} is no DICOM keyword and no sender fact{near}")
+    def _trigger_fits_the_unit(self) -> Route:
         if self.trigger is TriggerKind.INSTANCE and self.per not in (None, Per.INSTANCE):
             raise ValueError(f"trigger instance needs per: instance, found per: {self.per}")
         return self
@@ -315,7 +346,7 @@ class RouteTest(Section):
     """An example that the admin wants to stay true."""
 
     name: str
-    attributes: dict[str, str] = Field(description="Keyword or sender fact: value.")
+    attributes: dict[Keyword, str] = Field(description="Keyword or sender fact: value.")
     expect: tuple[Name, ...] = Field(description="Names of the routes that must match; [] = none.")
 
 
@@ -325,15 +356,6 @@ class RoutesConfig(Section):
     match: Literal["all", "first"] = Field("all", description="all routes, or the first that fits.")
     routes: tuple[Route, ...] = Field(min_length=1)
     tests: tuple[RouteTest, ...] = ()
-
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> RoutesConfig:
-        seen: set[str] = set()
-        for route in self.routes:
-            if route.name in seen:
-                raise ValueError(f"two routes are named {route.name!r}")
-            seen.add(route.name)
-        return self
 
 
 # ------------------------------------------------------------------ models/NAME.yaml
@@ -494,7 +516,7 @@ class ProblemsError(ConfigError):
         super().__init__("\n".join(map(str, problems)))
 
 
-def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
+def nearest(word: str, known: Sequence[str]) -> str:
     """A `; did you mean X?` for a misspelt word, or nothing."""
     lowered = {item.lower(): item for item in known}
     close = difflib.get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.6)
@@ -514,32 +536,45 @@ def read_yaml(path: Path) -> tuple[object, Marks]:
         Unreadable, no YAML, duplicate keys, anchors that multiply, or keys that are not text.
     """
     try:
-        text = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_YAML_BYTES + 1)
     except OSError as error:
         raise ProblemsError([Problem(path, 1, 1, f"cannot be read: {error.strerror}")]) from error
-    if len(text) > MAX_YAML_BYTES:
-        message = f"{len(text)} bytes; at most {MAX_YAML_BYTES} are read"
-        raise ProblemsError([Problem(path, 1, 1, message)])
+    if len(data) > MAX_YAML_BYTES:
+        raise ProblemsError([Problem(path, 1, 1, f"has more than {MAX_YAML_BYTES} bytes")])
     try:
-        root = yaml.compose(text.decode("utf-8"), Loader=yaml.SafeLoader)
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ProblemsError([Problem(path, 1, 1, "is not UTF-8")]) from error
+        before = data[: error.start].decode("utf-8")
+        raise ProblemsError([Problem(path, *_position(before), "is not UTF-8")]) from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise ProblemsError([Problem(path, line, column, str(error.problem))]) from error
-    except (yaml.YAMLError, RecursionError) as error:
-        message = f"no YAML: {type(error).__name__}"
-        raise ProblemsError([Problem(path, 1, 1, message)]) from error
+        message = ", ".join(part for part in (error.context, error.problem) if part)
+        raise ProblemsError([Problem(path, line, column, message)]) from error
+    except yaml.reader.ReaderError as error:
+        position = _position(text[: error.position])
+        message = f"a character that YAML does not allow: #x{error.character:04x}"
+        raise ProblemsError([Problem(path, *position, message)]) from error
+    except RecursionError as error:
+        raise ProblemsError([Problem(path, 1, 1, "is nested too deep")]) from error
     marks: Marks = {}
     problems: list[Problem] = []
     budget = [MAX_YAML_NODES]
     value = _plain(root, (), path, marks, problems, budget) if root is not None else {}
     if budget[0] <= 0:
-        problems.append(Problem(path, 1, 1, f"more than {MAX_YAML_NODES} values (aliases?)"))
+        message = f"more than {MAX_YAML_NODES} values, or {MAX_YAML_DEPTH} levels (aliases?)"
+        problems.append(Problem(path, 1, 1, message))
     if problems:
         raise ProblemsError(problems)
     return value, marks
+
+
+def _position(before: str) -> tuple[int, int]:
+    """Line and column of what follows `before`."""
+    return before.count("\n") + 1, len(before) - before.rfind("\n")
 
 
 def _plain(
@@ -551,7 +586,7 @@ def _plain(
     budget: list[int],
 ) -> object:
     budget[0] -= 1
-    if budget[0] <= 0 or len(where) > 64:
+    if budget[0] <= 0 or len(where) > MAX_YAML_DEPTH:
         budget[0] = 0
         return None
     mark = (node.start_mark.line + 1, node.start_mark.column + 1)
@@ -595,8 +630,11 @@ def parse(path: Path, model: type[S]) -> tuple[S, Marks]:
 def _problems_of(
     error: ValidationError, path: Path, marks: Marks, model: type[Section]
 ) -> Iterator[Problem]:
-    for item in error.errors(include_url=False):
-        where = tuple(item["loc"])
+    items = error.errors(include_url=False)
+    for item in items:
+        if item["type"] == "too_short" and _is_about_a_part(items, item["loc"]):
+            continue  # a list counts only its good items; the bad one is reported by itself
+        where = tuple(part for part in item["loc"] if part != "[key]")
         key = where
         while key not in marks and key:
             key = key[:-1]
@@ -618,6 +656,12 @@ def _problems_of(
                 word = nearest(found, expected)
             message = f"{dotted}: {item['msg']}{shown}{word}"
         yield Problem(path, line, column, message)
+
+
+def _is_about_a_part(items: Sequence[ErrorDetails], where: tuple[int | str, ...]) -> bool:
+    """Whether one of the errors lies below `where`."""
+    size = len(where)
+    return any(item["loc"][:size] == where and len(item["loc"]) > size for item in items)
 
 
 def _known_keys(model: type[Section], where: tuple[Any, ...]) -> list[str]:
@@ -695,31 +739,72 @@ def load(path: Path) -> tuple[Config, list[Problem]]:
     errors: list[Problem] = []
     service, service_marks = _parse_or_collect(path, ServiceConfig, errors)
     if service is None:
-        raise ProblemsError(errors)
-    service = _absolute(service, path.parent)
-    routes, routes_marks = _parse_or_collect(service.routes, RoutesConfig, errors)
+        routes_file, models_folder = _places(path)
+    else:
+        service = _absolute(service, path.parent)
+        routes_file, models_folder = service.routes, service.models.directory
     cards: dict[str, ModelCard] = {}
-    files = sorted(service.models.directory.glob("*.yaml"))
-    if not files:
+    files = sorted(models_folder.glob("*.yaml")) if models_folder else []
+    if models_folder and not files:
         line, column = service_marks.get(("models", "directory"), (1, 1))
-        message = f"models.directory: {service.models.directory} holds no model card (NAME.yaml)"
+        message = f"models.directory: {models_folder} holds no model card (NAME.yaml)"
         errors.append(Problem(path, line, column, message))
-    card_errors = len(errors)
     for file in files:
         card, marks = _parse_or_collect(file, ModelCard, errors)
         if card is not None:
             card = card.model_copy(update={"file": (file.parent / card.file).resolve()})
             errors += _card_problems(card, file, marks)
             cards[card.name] = card
+    routes = None
     lint: list[Problem] = []
-    if routes is not None:
-        known = None if len(errors) > card_errors else cards
-        found = list(_cross_problems(service, routes, known, service.routes, routes_marks))
-        errors += [problem for problem in found if not problem.is_lint]
-        lint = [problem for problem in found if problem.is_lint]
-    if errors or routes is None:
+    if routes_file:
+        routes, routes_marks = _parse_or_collect(routes_file, RoutesConfig, errors)
+        names = _Names(
+            models=tuple(file.stem for file in files),
+            units={name: card.default_per for name, card in cards.items()},
+            destinations=None if service is None else tuple(service.destinations),
+        )
+        readable = dict(enumerate(routes.routes)) if routes else _readable_routes(routes_file)
+        for index, route in readable.items():
+            errors += _route_problems(index, route, names, routes_file, routes_marks)
+        if routes is not None:
+            found = list(_routes_problems(routes, routes_file, routes_marks))
+            errors += [problem for problem in found if not problem.is_lint]
+            lint = [problem for problem in found if problem.is_lint]
+    if service is not None and routes is not None:
+        lint += _unused(service, routes, path, service_marks)
+    if errors or service is None or routes is None:
         raise ProblemsError(errors + lint)
     return Config(path, service, routes, cards), lint
+
+
+def _places(path: Path) -> tuple[Path | None, Path | None]:
+    """Where routes and models are, as far as a faulty service file says."""
+    try:
+        raw, _ = read_yaml(path)
+    except ProblemsError:
+        return None, None
+    top = raw if isinstance(raw, dict) else {}
+    models = top.get("models")
+    directory = models.get("directory") if isinstance(models, dict) else None
+    return (
+        (path.parent / top["routes"]).resolve() if isinstance(top.get("routes"), str) else None,
+        (path.parent / directory).resolve() if isinstance(directory, str) else None,
+    )
+
+
+def _readable_routes(path: Path) -> dict[int, Route]:
+    """The faultless routes of a file that has faults, by their place in it."""
+    try:
+        raw, _ = read_yaml(path)
+    except ProblemsError:
+        return {}
+    items = raw.get("routes") if isinstance(raw, dict) else None
+    found: dict[int, Route] = {}
+    for index, item in enumerate(items if isinstance(items, list) else []):
+        with suppress(ValidationError):
+            found[index] = Route.model_validate(item)
+    return found
 
 
 def _parse_or_collect(path: Path, model: type[S], errors: list[Problem]) -> tuple[S | None, Marks]:
@@ -727,7 +812,14 @@ def _parse_or_collect(path: Path, model: type[S], errors: list[Problem]) -> tupl
         return parse(path, model)
     except ProblemsError as error:
         errors += error.problems
-        return None, {}
+        return None, _marks(path)
+
+
+def _marks(path: Path) -> Marks:
+    try:
+        return read_yaml(path)[1]
+    except ProblemsError:
+        return {}
 
 
 def _absolute(service: ServiceConfig, folder: Path) -> ServiceConfig:
@@ -760,61 +852,77 @@ def _card_problems(card: ModelCard, file: Path, marks: Marks) -> Iterator[Proble
         yield Problem(file, line, column, f"sha256: {card.file.name} hashes to {digest}")
 
 
-def _cross_problems(
-    service: ServiceConfig,
-    routes: RoutesConfig,
-    cards: Mapping[str, ModelCard] | None,
-    file: Path,
-    marks: Marks,
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """What a route may name; a card with faults still has a name. None: not known."""
+
+    models: tuple[str, ...]
+    units: Mapping[str, Per]
+    destinations: tuple[str, ...] | None
+
+
+def _route_problems(
+    index: int, route: Route, names: _Names, file: Path, marks: Marks
 ) -> Iterator[Problem]:
-    """What no section can see alone: names that must exist elsewhere, routes that hide others."""
+    """Names that must exist elsewhere, and a trigger that must suit the model's unit."""
+
+    def at(*where: str | int) -> tuple[int, int]:
+        return marks.get(("routes", index, *where), (1, 1))
+
+    here = f"route {route.name!r}: "
+    if names.models and route.model not in names.models:
+        message = f"{here}no model {route.model!r}{nearest(route.model, names.models)}"
+        yield Problem(file, *at("model"), message)
+    per = route.per or names.units.get(route.model, Per.INSTANCE)
+    if route.trigger is TriggerKind.INSTANCE and per is not Per.INSTANCE:
+        message = f"{here}trigger instance, but model {route.model!r} works per {per}"
+        yield Problem(file, *at("trigger"), message)
+    for j, rule in enumerate(route.send):
+        for k, name in enumerate(rule.to):
+            if names.destinations is not None and name not in names.destinations:
+                message = f"{here}no destination {name!r}{nearest(name, names.destinations)}"
+                yield Problem(file, *at("send", j, "to", k), message)
+
+
+def _routes_problems(routes: RoutesConfig, file: Path, marks: Marks) -> Iterator[Problem]:
+    """What no route can see alone: equal names, routes that hide others, tests."""
 
     def at(*where: str | int) -> tuple[int, int]:
         return marks.get(where, (1, 1))
 
-    destinations = list(service.destinations)
+    names = [route.name for route in routes.routes]
     for i, route in enumerate(routes.routes):
         here = f"route {route.name!r}: "
-        if cards is not None and route.model not in cards:
-            message = f"{here}no model {route.model!r}{nearest(route.model, list(cards))}"
-            yield Problem(file, *at("routes", i, "model"), message)
-        if cards is not None and route.model in cards:
-            per = route.per or cards[route.model].default_per
-            if route.trigger is TriggerKind.INSTANCE and per is not Per.INSTANCE:
-                message = f"{here}trigger instance, but model {route.model!r} works per {per}"
-                yield Problem(file, *at("routes", i, "trigger"), message)
-        for j, rule in enumerate(route.send):
-            for k, name in enumerate(rule.to):
-                if name not in service.destinations:
-                    message = f"{here}no destination {name!r}{nearest(name, destinations)}"
-                    yield Problem(file, *at("routes", i, "send", j, "to", k), message)
+        if route.name in names[:i]:
+            message = f"two routes are named {route.name!r}"
+            yield Problem(file, *at("routes", i, "name"), message)
         if not route.when and route.enabled:
             message = f"{here}matches every image; write a `when` clause"
             yield Problem(file, *at("routes", i, "when"), message, is_lint=True)
-        if routes.match == "first" and i and _is_hidden(routes.routes[:i], route):
+        if routes.match == "first" and route.enabled and _is_hidden(routes.routes[:i], route):
             message = f"{here}is never reached: an earlier route matches all it could match"
             yield Problem(file, *at("routes", i, "name"), message, is_lint=True)
         if route.trigger is TriggerKind.QUIET and route.quiet_s >= route.budget_s:
             message = f"{here}quiet_s {route.quiet_s:g} is no shorter than the budget"
             yield Problem(file, *at("routes", i, "quiet_s"), message, is_lint=True)
-    used = {name for route in routes.routes for rule in route.send for name in rule.to}
     for i, test in enumerate(routes.tests):
         for k, name in enumerate(test.expect):
-            if name not in {route.name for route in routes.routes}:
-                near = nearest(name, [route.name for route in routes.routes])
-                message = f"test {test.name!r}: no route {name!r}{near}"
+            if name not in names:
+                message = f"test {test.name!r}: no route {name!r}{nearest(name, names)}"
                 yield Problem(file, *at("tests", i, "expect", k), message)
-        for keyword in test.attributes:
-            if keyword not in keyword_dict and keyword not in SENDER_FACTS:
-                near = nearest(keyword, [*keyword_dict, *SENDER_FACTS])
-                message = f"test {test.name!r}: {keyword!r} is no DICOM keyword{near}"
-                yield Problem(file, *at("tests", i, "attributes", keyword), message)
     if not routes.tests:
         yield Problem(file, 1, 1, "no tests: nothing proves the routes", is_lint=True)
-    for name in destinations:
+
+
+def _unused(
+    service: ServiceConfig, routes: RoutesConfig, file: Path, marks: Marks
+) -> Iterator[Problem]:
+    used = {name for route in routes.routes for rule in route.send for name in rule.to}
+    for name in service.destinations:
         if name not in used:
+            position = marks.get(("destinations", name), (1, 1))
             message = f"destination {name!r} is used by no route"
-            yield Problem(file, 1, 1, message, is_lint=True)
+            yield Problem(file, *position, message, is_lint=True)
 
 
 def _is_hidden(earlier: tuple[Route, ...], route: Route) -> bool:
