@@ -227,12 +227,16 @@ class Jobs:
         return self._db.write(run)
 
     def note_overdue(self, claimed: Job) -> bool:
-        """Mark a claimed job's deadline as passed; False when that was noted before."""
+        """Mark a claimed job's deadline as passed; False when noted before, or met before."""
 
         def run(connection: Connection) -> bool:
             changed = connection.execute(
                 update(job)
-                .where(job.c.id == claimed.job_id, job.c.overdue_at.is_(None))
+                .where(
+                    job.c.id == claimed.job_id,
+                    job.c.overdue_at.is_(None),
+                    job.c.triaged_at.is_(None),
+                )
                 .values(overdue_at=self._db.now())
             )
             return changed.rowcount == 1
@@ -493,9 +497,9 @@ def _put_result(connection: Connection, claimed: Job, made: Result) -> int:
 def _put_delivery(
     connection: Connection, claimed: Job, result_id: int, destination: str, now: float
 ) -> None:
+    # attempts go on counting: a destination that holds the object may answer 0x0111 to a resend
     values = {
         "state": DeliveryState.PENDING,
-        "attempts": 0,
         "not_before": now,
         "queued_at": now,
         "reason": "",
