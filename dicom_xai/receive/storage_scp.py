@@ -63,8 +63,6 @@ class Arrival:
         Everything before the pixels.
     file : tuple of bytes
         Preamble with file meta, and the data set as received; in this order they are the file.
-    sha256 : str
-        Of the file.
     data_set_sha256 : str
         Of the data set alone: the same object from another sender, or received by another version
         of ours, has another file meta and the same data set.
@@ -80,7 +78,6 @@ class Arrival:
     study_instance_uid: str
     transfer_syntax_uid: str
     sender: Sender
-    sha256: str
     data_set_sha256: str
     received_s: float
 
@@ -137,7 +134,7 @@ class StorageSCP:
     ) -> None:
         self._config = config
         self._door = door
-        self._refused = refused
+        self._on_refused = refused
         self._max_message_bytes = max_message_bytes
         self._gate = Gate(config.max_associations, config.max_per_source)
         self._allow = [(a.ae_title, ipaddress.ip_network(a.network)) for a in config.allow]
@@ -227,14 +224,14 @@ class StorageSCP:
             if server is association._server
         }
         if sender.called_ae_title not in titles:
-            self._refused("called-ae", sender)
+            self._tell("called-ae", sender)
             return Rejection.CALLED_AE_TITLE
         if not self._is_allowed(sender):
-            self._refused("not-allowed", sender)
+            self._tell("not-allowed", sender)
             return Rejection.CALLING_AE_TITLE
         limit = self._gate.admit(association)
         if limit is not None:
-            self._refused(limit, sender)
+            self._tell(limit, sender)
             return Rejection.LOCAL_LIMIT_EXCEEDED
         return None
 
@@ -256,7 +253,14 @@ class StorageSCP:
         )
 
     def _noted(self, reason: str, source_address: str) -> None:
-        self._refused(reason, Sender("", "", _plain(source_address)))
+        self._tell(reason, Sender("", "", _plain(source_address)))
+
+    def _tell(self, reason: str, sender: Sender) -> None:
+        """Report a refusal; a listener must not end because nobody could count it."""
+        try:
+            self._on_refused(reason, sender)
+        except Exception as error:  # noqa: BLE001 - logged, its message apart
+            log.error("a refusal could not be reported: %s", trace_of(error))
 
     # -------------------------------------------------------------- one object
 
@@ -268,17 +272,17 @@ class StorageSCP:
             arrival = self._arrival(event, sender)
             self._door.accept(arrival, self._transfer(association, sender))
         except RefusedError as error:
-            self._refused(error.reason, sender)
+            self._tell(error.reason, sender)
             log.warning("object refused: %s", error)
             return status_of(error)
         except (TransientError, OSError) as error:
             # our ledger or disk, not the object: the sender should come back
-            self._refused("not-durable", sender)
+            self._tell("not-durable", sender)
             log.error("object could not be made durable: %s", trace_of(error))
             return Status.OUT_OF_RESOURCES
         except Exception as error:  # noqa: BLE001 - logged, its message apart
             # our bug must not look like success, nor like the object's fault
-            self._refused("failed", sender)
+            self._tell("failed", sender)
             log.error("object could not be handled: %s", trace_of(error))
             return Status.PROCESSING_FAILURE
         return Status.SUCCESS
@@ -297,8 +301,6 @@ class StorageSCP:
         data_set = event.encoded_dataset(include_meta=False)
         header = inspect(data_set, syntax, sop_class_uid, sop_instance_uid)
         file = file_of(data_set, syntax, sop_class_uid, sop_instance_uid, sender.calling_ae_title)
-        digest = hashlib.sha256(file[0])
-        digest.update(file[1])
         return Arrival(
             header=header,
             file=file,
@@ -308,7 +310,6 @@ class StorageSCP:
             study_instance_uid=str(header.StudyInstanceUID),
             transfer_syntax_uid=syntax,
             sender=sender,
-            sha256=digest.hexdigest(),
             data_set_sha256=hashlib.sha256(data_set).hexdigest(),
             received_s=received_s,
         )

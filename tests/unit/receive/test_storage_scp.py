@@ -56,7 +56,6 @@ def test_an_object_arrives_byte_for_byte_with_its_facts(syntax: str) -> None:
         door.wait("ends")
     (arrival,) = door.arrivals
     assert arrival.file[1] == encoded(ds, syntax)
-    assert arrival.sha256 == hashlib.sha256(b"".join(arrival.file)).hexdigest()
     assert arrival.data_set_sha256 == hashlib.sha256(encoded(ds, syntax)).hexdigest()
     assert arrival.size_bytes == len(b"".join(arrival.file))
     assert arrival.transfer_syntax_uid == syntax
@@ -148,6 +147,21 @@ def test_a_door_that_cannot_note_an_end_loses_no_later_association() -> None:
             assert store(scp.ports[0], an_image()) == [0x0000]
             wait_until_all_have_ended()
         assert scp.associations == 0
+
+
+def test_a_refusal_that_nobody_can_count_ends_no_listener() -> None:
+    class Uncounted(Shelf):
+        def refused(self, reason: str, sender: object) -> None:
+            raise RuntimeError("the registry is gone")
+
+    with listening(Uncounted(), acse_timeout_s=60, max_per_source=1) as scp:
+        opened = [connected(scp.ports[0], b"\x01") for _ in range(34)]
+        over = connected(scp.ports[0])
+        assert next_pdu(over) == b""
+        for sock in (*opened, over):
+            sock.close()
+        wait_until_all_have_ended()
+        assert store(scp.ports[0], an_image()) == [0x0000]
 
 
 def test_a_transfer_that_cannot_be_opened_is_answered_out_of_resources() -> None:
