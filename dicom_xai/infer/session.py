@@ -15,6 +15,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from dicom_xai.errors import ConfigError, DeviceBusyError
 
@@ -26,6 +27,17 @@ _TORCH_DTYPES = {
     "tensor(int64)": torch.int64,
 }
 _NUMPY_NAMES = {torch.float32: "float32", torch.int64: "int64"}
+#: ONNX Runtime's own errors: they have no common base but Exception.
+_ORT_ERRORS = (
+    RuntimeError,
+    ort_state.EPFail,
+    ort_state.Fail,
+    ort_state.InvalidArgument,
+    ort_state.InvalidGraph,
+    ort_state.InvalidProtobuf,
+    ort_state.NotImplemented,
+    ort_state.RuntimeException,
+)
 _OUT_OF_MEMORY = re.compile(r"out of memory|Failed to allocate|CUBLAS_STATUS_ALLOC", re.IGNORECASE)
 
 
@@ -108,7 +120,7 @@ class Session:
             self._session = ort.InferenceSession(
                 model, sess_options=options, providers=_providers(device)
             )
-        except (RuntimeError, ValueError) as error:
+        except (*_ORT_ERRORS, ValueError) as error:
             raise ConfigError(f"ONNX Runtime refuses the graph on {device.name}") from error
         self.device = device
         self.inputs = {item.name: tuple(item.shape) for item in self._session.get_inputs()}
@@ -170,7 +182,7 @@ class Session:
             torch.cuda.synchronize(self.device.torch)  # what feeds the input ran on torch's stream
         try:
             self._session.run_with_iobinding(binding)
-        except RuntimeError as error:
+        except _ORT_ERRORS as error:
             if _OUT_OF_MEMORY.search(str(error)):
                 busy = f"{self.device.name} has no memory for {batch} images"
                 raise DeviceBusyError(busy) from error
