@@ -1,0 +1,449 @@
+"""Trains, measures, exports and describes the two bundled models.
+
+``python -m dicom_xai.demo.train cxr --out config/models`` writes ``phantom-cxr.onnx`` and its card;
+``ct-head`` does the same for ``phantom-ct-head``. Seeds are fixed; each takes some minutes on two
+cores. Rules: phantoms go through the product's own `decode`, so that training equals serving; what
+a card says is measured here, on phantoms that training never saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from dicom_xai.config import InputKind, ModelInput, Windowing, WindowSource
+from dicom_xai.decode.normalize import to_model_input
+from dicom_xai.decode.pixels import decode
+from dicom_xai.demo.networks import SmallResNet, multiply_adds
+from dicom_xai.demo.phantom import HAEMORRHAGE, Phantom, chest, head_ct, to_bytes
+from dicom_xai.study import Instance, Placement, Sender
+
+_SEED = 20261123
+_BATCH = 32
+#: What the raw map shall be in a lesion, in logit per cell: the same for every class, so that one
+#: absolute scale fits them all.
+_LESION_LEVEL = 1.5
+#: False area weighs this much more than missed area.
+_OUTSIDE_WEIGHT = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class CodedClass:
+    """One class as the card describes it."""
+
+    name: str
+    label: str
+    code: str  #: SNOMED CT
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one model learns, and from how much."""
+
+    name: str
+    spec: ModelInput
+    classes: tuple[CodedClass, ...]
+    train: int  #: phantoms
+    held_out: int
+    epochs: int
+
+
+TASKS = {
+    "cxr": Task(
+        name="phantom-cxr",
+        spec=ModelInput(
+            name="image",
+            kind=InputKind.IMAGE2D,
+            size=(256, 256),
+            windowing=Windowing(
+                source=WindowSource.PERCENTILE, low_percentile=1.0, high_percentile=99.0
+            ),
+            scaling=(-1.0, 1.0),
+        ),
+        classes=(
+            CodedClass("nodule", "Nodule", "427359005", "Solitary nodule of lung"),
+            CodedClass("consolidation", "Consolidation", "95436008", "Lung consolidation"),
+            CodedClass("pneumothorax", "Pneumothorax", "36118008", "Pneumothorax"),
+        ),
+        train=1800,
+        held_out=240,
+        epochs=14,
+    ),
+    "ct-head": Task(
+        name="phantom-ct-head",
+        spec=ModelInput(
+            name="image",
+            kind=InputKind.SLICES,
+            size=(256, 256),
+            windowing=Windowing(source=WindowSource.FIXED, center=45.0, width=110.0),
+            scaling=(-1.0, 1.0),
+        ),
+        classes=(CodedClass(HAEMORRHAGE, "Haemorrhage", "1386000", "Intracranial hemorrhage"),),
+        train=200,
+        held_out=60,
+        epochs=6,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One image as the model sees it, and its truth.
+
+    Attributes
+    ----------
+    image : ndarray, (1, rows, columns) float16
+    cover : ndarray, (classes, cells down, cells across) float32
+        Which part of each cell is lesion.
+    truth : ndarray, (classes, source rows, source columns) bool
+        Empty in training.
+    placement : Placement
+    """
+
+    image: NDArray[np.float16]
+    cover: NDArray[np.float32]
+    truth: NDArray[np.bool_]
+    placement: Placement
+
+
+def main() -> None:
+    """Command line: which model, and the folder for it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("task", choices=sorted(TASKS))
+    parser.add_argument("--out", type=Path, default=Path("config/models"))
+    parser.add_argument("--workers", type=int, default=2, help="processes that make phantoms")
+    arguments = parser.parse_args()
+    task = TASKS[arguments.task]
+    train_set = list(_samples(task, task.train, _SEED, arguments.workers, keep_truth=False))
+    model = _fit(task, train_set)
+    del train_set
+    held_out = _samples(task, task.held_out, _SEED + 1, arguments.workers, keep_truth=True)
+    measured = measure(model, task, held_out)
+    digest = export(model, task, arguments.out / f"{task.name}.onnx")
+    card = card_text(model, arguments.task, task, measured, digest)
+    (arguments.out / f"{task.name}.yaml").write_text(card, encoding="utf-8")
+    print(card)
+
+
+# ------------------------------------------------------------------ phantoms to samples
+
+
+def _samples(
+    task: Task, count: int, seed: int, workers: int, *, keep_truth: bool
+) -> Iterator[Sample]:
+    """Samples of `count` phantoms; the same for a seed, however many processes make them."""
+    make = partial(_samples_of, task, seed, keep_truth)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        for samples in pool.map(make, range(count), chunksize=4):
+            yield from samples
+
+
+def _samples_of(task: Task, seed: int, keep_truth: bool, index: int) -> list[Sample]:
+    torch.set_num_threads(1)
+    rng = np.random.default_rng([seed, index])
+    phantom = _phantom(task, rng, full_size=keep_truth)
+    names = [item.name for item in task.classes]
+    truth = np.stack([phantom.truth[name] for name in names], axis=1)
+    out = []
+    for number, ds in enumerate(phantom.datasets):
+        instance = _instance(str(ds.SOPInstanceUID), str(ds.SOPClassUID))
+        frame = decode(instance, to_bytes(ds), torch.device("cpu"))[0]
+        image, placement = to_model_input(frame, task.spec)
+        mask = truth[number]
+        cover = _cover(mask, placement)
+        kept = mask if keep_truth else np.zeros((0, 0, 0), dtype=bool)
+        out.append(Sample(image.numpy().astype(np.float16), cover, kept, placement))
+    return out
+
+
+def _phantom(task: Task, rng: np.random.Generator, *, full_size: bool) -> Phantom:
+    """Held-out phantoms are larger than those of training, as what a PACS sends is."""
+    if task.spec.kind is InputKind.SLICES:
+        matrix = 512 if full_size else 256
+        return head_ct(rng, slices=10, haemorrhage=bool(rng.random() < 0.6), matrix=matrix)
+    if full_size:
+        return chest(rng, matrix=int(rng.integers(640, 1280)))
+    rows = int(rng.integers(288, 416))
+    return chest(rng, matrix=(rows, round(rows * rng.uniform(0.75, 1.25))))
+
+
+def _instance(sop_instance_uid: str, sop_class_uid: str) -> Instance:
+    """An instance that never met a spool: only its UIDs matter here."""
+    sender = Sender("TRAIN", "TRAIN", "127.0.0.1")
+    return Instance(sop_instance_uid, sop_class_uid, "", "", "", "", "", 0, sender)
+
+
+def _cover(mask: NDArray[np.bool_], placement: Placement) -> NDArray[np.float32]:
+    """The part of each cell of the last features that is lesion."""
+    inner = tuple(
+        round(size * scale)
+        for size, scale in zip(placement.source_size, placement.scale, strict=True)
+    )
+    small = functional.interpolate(
+        torch.from_numpy(mask[None].astype(np.float32)), inner, mode="bilinear", antialias=True
+    )
+    top, left = (int(value) for value in placement.offset)
+    rows, columns = placement.input_size
+    margins = (left, columns - inner[1] - left, top, rows - inner[0] - top)
+    cells = functional.avg_pool2d(functional.pad(small, margins), SmallResNet.stride)
+    return cells[0].numpy()
+
+
+# ------------------------------------------------------------------ learning
+
+
+def _fit(task: Task, samples: list[Sample]) -> SmallResNet:
+    torch.manual_seed(_SEED)
+    model = SmallResNet(len(task.classes))
+    images = torch.from_numpy(np.stack([sample.image for sample in samples]))
+    covers = torch.from_numpy(np.stack([sample.cover for sample in samples]))
+    steps = -(-len(samples) // _BATCH) * task.epochs
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=steps)
+    order = torch.Generator().manual_seed(_SEED)
+    for epoch in range(task.epochs):
+        model.train()
+        total = 0.0
+        shuffled = torch.randperm(len(samples), generator=order)
+        for start in range(0, len(samples), _BATCH):
+            batch = shuffled[start : start + _BATCH]
+            image, cover = images[batch].float(), covers[batch]
+            if torch.rand((), generator=order) < 0.5:
+                image, cover = image.flip(-1), cover.flip(-1)
+            loss = _loss(model, image, cover)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            schedule.step()
+            total += float(loss.detach()) * len(batch)
+        print(f"epoch {epoch + 1} of {task.epochs}: loss {total / len(samples):.4f}", flush=True)
+    model.eval()
+    model.fold_gain()
+    return model
+
+
+def _loss(model: SmallResNet, image: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:
+    """Classification, and maps that reach one level in lesions and zero elsewhere."""
+    maps = model.maps(model.features(image))
+    logits = maps.sum(dim=(2, 3)) + model.head.bias
+    label = (cover.amax(dim=(2, 3)) > 0).float()
+    classified = functional.binary_cross_entropy_with_logits(logits, label)
+    peak = cover.amax(dim=(2, 3), keepdim=True)
+    inside = (((cover > 0.5) | (cover == peak)) & (peak > 0)).float()
+    outside = (cover == 0).float()
+    level = maps / _LESION_LEVEL
+    cells = inside.sum(dim=(2, 3))
+    missed = (torch.relu(1 - level) * inside).sum(dim=(2, 3)) / cells.clamp(min=1)
+    false = (torch.relu(level) * outside).mean()
+    # each lesion counts the same, however small
+    return classified + missed.sum() / label.sum().clamp(min=1) + _OUTSIDE_WEIGHT * false
+
+
+# ------------------------------------------------------------------ measuring
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What held-out phantoms say; one value a class where it is a tuple."""
+
+    images: int
+    auc: tuple[float, ...]
+    pointing: tuple[float, ...]  #: the map's maximum lies in the lesion, over true positives
+    iou: tuple[float, ...]  #: of the thresholded map with the truth, on the input's grid
+    full_scale: float
+    threshold: float
+    false_area: float  #: part of negative images at or above the threshold
+
+
+@torch.no_grad()
+def measure(model: nn.Module, task: Task, samples: Iterator[Sample]) -> Measured:
+    """AUC, pointing game, and the two numbers of the card's absolute scale.
+
+    Full scale is the 90th percentile of the maxima of maps of true classes; the threshold is the
+    part of it, in steps of 5 %, with the best mean IoU with the truth.
+    """
+    assert isinstance(model, SmallResNet)
+    names = range(len(task.classes))
+    scores: list[list[float]] = [[] for _ in names]
+    labels: list[list[bool]] = [[] for _ in names]
+    hits: list[list[bool]] = [[] for _ in names]
+    peaks: list[float] = []
+    positives: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in names]
+    negatives: list[torch.Tensor] = []
+    images = 0
+    for sample in samples:
+        images += 1
+        image = torch.from_numpy(sample.image.astype(np.float32))[None]
+        features = model.features(image)
+        raw = torch.relu(model.maps(features))[0]
+        logits = model(image)[0]
+        cover = torch.from_numpy(sample.cover)
+        for index in names:
+            is_positive = bool(sample.truth[index].any())
+            scores[index].append(float(logits[index]))
+            labels[index].append(is_positive)
+            if not is_positive:
+                negatives.append(raw[index])
+                continue
+            hits[index].append(_points_inside(raw[index], sample, index))
+            peaks.append(float(raw[index].max()))
+            positives[index].append((raw[index], cover[index]))
+    full_scale = float(np.percentile(peaks, 90))
+    ious = {part: _ious(positives, part * full_scale) for part in np.arange(0.1, 0.75, 0.05)}
+    best = max(ious, key=lambda part: float(np.mean(ious[part])))
+    threshold = best * full_scale
+    return Measured(
+        images=images,
+        auc=tuple(area_under_curve(s, t) for s, t in zip(scores, labels, strict=True)),
+        pointing=tuple(float(np.mean(hit)) for hit in hits),
+        iou=ious[best],
+        full_scale=full_scale,
+        threshold=float(threshold),
+        false_area=float(np.mean([float((m >= threshold).float().mean()) for m in negatives])),
+    )
+
+
+def area_under_curve(scores: list[float], labels: list[bool]) -> float:
+    """Area under the ROC curve: how often a positive scores above a negative (ties count half)."""
+    score, label = np.array(scores), np.array(labels)
+    above = score[label][:, None] - score[~label][None, :]
+    return float(np.mean((above > 0) + 0.5 * (above == 0)))
+
+
+def _points_inside(raw: torch.Tensor, sample: Sample, index: int) -> bool:
+    """The pointing game (Zhang et al. 2018, section 4.1), without its tolerance."""
+    cell = divmod(int(raw.argmax()), raw.shape[1])
+    place = sample.placement
+    row, column = (
+        int(((cell[axis] + 0.5) * SmallResNet.stride - place.offset[axis]) / place.scale[axis])
+        for axis in (0, 1)
+    )
+    rows, columns = place.source_size
+    inside = 0 <= row < rows and 0 <= column < columns
+    return inside and bool(sample.truth[index, row, column])
+
+
+def _ious(
+    positives: list[list[tuple[torch.Tensor, torch.Tensor]]], threshold: float
+) -> tuple[float, ...]:
+    """Mean IoU for each class, maps and truth enlarged to the input's grid."""
+    means = []
+    for pairs in positives:
+        values = []
+        for raw, cover in pairs:
+            both = torch.stack([raw, cover])[None]
+            fine = functional.interpolate(both, scale_factor=4, mode="bilinear")[0]
+            found, wanted = fine[0] >= threshold, fine[1] >= 0.5
+            union = float((found | wanted).sum())
+            values.append(float((found & wanted).sum()) / union if union else 0.0)
+        means.append(float(np.mean(values)))
+    return tuple(means)
+
+
+# ------------------------------------------------------------------ what is committed
+
+
+def export(model: SmallResNet, task: Task, path: Path) -> str:
+    """Write the model as one self-contained ONNX file and give its SHA-256."""
+    rows, columns = task.spec.size
+    program = torch.onnx.export(
+        model,
+        (torch.zeros(2, 1, rows, columns),),
+        dynamo=True,
+        opset_version=18,
+        input_names=[task.spec.name],
+        output_names=["logits"],
+        dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+        verbose=False,
+    )
+    assert program is not None
+    for node in program.model.graph:
+        node.metadata_props.clear()  # stack traces, with the paths of whoever trained it
+    program.model.graph.metadata_props.clear()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    program.save(str(path))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def card_text(model: SmallResNet, key: str, task: Task, measured: Measured, digest: str) -> str:
+    """The model card as YAML; `key` is the command's word for the task."""
+    spec, window = task.spec, task.spec.windowing
+    rows, columns = spec.size
+    windowing = {
+        WindowSource.FIXED: f"source: fixed, center: {window.center}, width: {window.width}",
+        WindowSource.PERCENTILE: f"source: percentile, low_percentile: {window.low_percentile}, "
+        f"high_percentile: {window.high_percentile}",
+        WindowSource.SOURCE: "source: source",
+    }[window.source]
+    flop = 2 * multiply_adds(model, (rows, columns)) / 1e9
+    lines = [
+        f"# Written by: python -m dicom_xai.demo.train {key}",
+        f"name: {task.name}",
+        'version: "1.0"',
+        f"file: {task.name}.onnx",
+        f"sha256: {digest}",
+        "intended_use: Demonstration on synthetic phantoms. Not for diagnosis.",
+        "manufacturer: dicom_xai",
+        "calibrated: false",
+        "inputs:",
+        f"  - name: {spec.name}",
+        f"    kind: {spec.kind}",
+        f"    size: [{rows}, {columns}]",
+        f"    windowing: {{{windowing}}}",
+        f"    scaling: [{spec.scaling[0]}, {spec.scaling[1]}]",
+        f"    photometric: {spec.photometric}",
+        f"    resize: {spec.resize}",
+        "outputs:",
+        "  - name: logits",
+        "    kind: classification",
+        "    activation: sigmoid",
+        "    classes:",
+    ]
+    for item in task.classes:
+        category = "49755003, scheme: SCT, meaning: Morphologically abnormal structure"
+        lines += [
+            f"      - name: {item.name}",
+            f"        label: {item.label}",
+            "        threshold: 0.5",
+            f"        category: {{value: {category}}}",
+            f"        type: {{value: {item.code}, scheme: SCT, meaning: {item.meaning}}}",
+        ]
+    lines += [
+        "heatmap:",
+        f"  full_scale: {measured.full_scale:.4g}",
+        f"  threshold: {measured.threshold:.4g}",
+        "  layer: auto",
+        "  measured: >-",
+        f"    Raw Grad-CAM (ReLU of the weighted features, in logit per cell) on {measured.images}",
+        "    held-out phantom images. full_scale is the 90th percentile of the maxima over maps of",
+        "    true classes; threshold is the part of it, in steps of 5 %, with the best mean IoU",
+        f"    with the truth; {measured.false_area:.3%} of the area of negative maps reaches it.",
+        "performance:",
+        f"  held-out images: {measured.images} of {task.held_out} phantoms never trained on",
+        "  training: classification, and maps held to one level in the true lesions",
+        f"  cost: {flop:.2f} GFLOP an image (two a multiply-add)",
+    ]
+    for index, item in enumerate(task.classes):
+        lines.append(
+            f"  {item.name}: AUC {measured.auc[index]:.3f}, pointing game "
+            f"{measured.pointing[index]:.2f}, mean IoU {measured.iou[index]:.2f}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
