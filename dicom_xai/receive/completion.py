@@ -50,13 +50,16 @@ def decide(candidate: Candidate, policy: Route, now: float) -> Verdict:
         Seconds of the ledger's clock.
     """
     complete_at, fired = _completion(candidate, policy)
-    if complete_at is not None and complete_at <= now:
-        return Verdict(Step.READY, fired, complete_at)
     latest = candidate.first_at + policy.max_wait_s
+    forced_at = max(latest, candidate.last_at)
+    is_held = policy.when_incomplete == "hold"
+    # the moment must not depend on when somebody looks: a late look would hide lost time
+    if complete_at is not None and complete_at <= now and (is_held or complete_at <= forced_at):
+        return Verdict(Step.READY, fired, complete_at)
     if latest <= now:
-        if policy.when_incomplete == "hold":
+        if is_held:
             return Verdict(Step.HOLD, "max_wait_s", latest)
-        return Verdict(Step.READY, "max_wait_s", max(latest, candidate.last_at))
+        return Verdict(Step.READY, "max_wait_s", forced_at)
     return Verdict(Step.WAIT, fired, latest if complete_at is None else min(latest, complete_at))
 
 

@@ -10,8 +10,9 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pydicom import Dataset
-from pydicom.datadict import tag_for_keyword
+from pydicom import Dataset, Sequence
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 
 from dicom_xai.config import SENDER_FACTS, Clause, Route
@@ -20,7 +21,8 @@ from dicom_xai.study import Sender
 #: Keyword or sender fact: its values as text. A keyword that is absent or empty is not in it.
 Facts = Mapping[str, tuple[str, ...]]
 
-_PATIENT_GROUP = 0x0010
+#: Patient and visit (PS3.6 6); what they hold is said by no verdict.
+_PATIENT_GROUPS = (0x0010, 0x0038)
 #: What pydicom raises on access to values that break their VR (all seen on real files).
 _UNREADABLE = (
     ValueError,
@@ -30,6 +32,7 @@ _UNREADABLE = (
     OverflowError,
     NotImplementedError,
     struct.error,
+    BytesLengthException,
 )
 
 
@@ -97,22 +100,29 @@ def _why_not(clause: Clause, values: tuple[str, ...], keyword: str) -> str:
     if clause.contains is not None:
         part = clause.contains.strip().casefold()
         checks.append((any(part in text for text in texts), f"contains: {clause.contains}"))
-    numbers = [number for text in texts if (number := _number(text)) is not None]
-    if clause.min is not None:
-        checks.append((any(n >= clause.min for n in numbers), f"min: {clause.min:g}"))
-    if clause.max is not None:
-        checks.append((any(n <= clause.max for n in numbers), f"max: {clause.max:g}"))
+    if clause.min is not None or clause.max is not None:
+        checks.append(_is_in_range(clause, texts))
     if clause.negated is not None:
         is_false = bool(_why_not(clause.negated, values, keyword))
         checks.append((is_false, "not: that clause holds"))
     return next((f"{wanted}, found {shown}" for holds, wanted in checks if not holds), "")
 
 
+def _is_in_range(clause: Clause, texts: Iterable[str]) -> tuple[bool, str]:
+    """Whether one number lies within both bounds, and how that is said."""
+    low = float("-inf") if clause.min is None else clause.min
+    high = float("inf") if clause.max is None else clause.max
+    numbers = [number for text in texts if (number := _number(text)) is not None]
+    bounds = {"min": clause.min, "max": clause.max}
+    said = ", ".join(f"{name}: {at:g}" for name, at in bounds.items() if at is not None)
+    return any(low <= number <= high for number in numbers), said
+
+
 def _shown(values: tuple[str, ...], keyword: str) -> str:
     if not values:
         return "nothing"
     tag = tag_for_keyword(keyword)
-    if tag is not None and tag >> 16 == _PATIENT_GROUP:
+    if tag is not None and (tag >> 16 in _PATIENT_GROUPS or dictionary_VR(tag) == "PN"):
         return "another value"
     return "\\".join(values)[:64]
 
@@ -129,7 +139,7 @@ def _values(header: Dataset, keyword: str) -> tuple[str, ...]:
         value = header.get(keyword)
         if isinstance(value, MultiValue):
             texts = tuple(str(item) for item in value)
-        elif value is None:
+        elif value is None or (isinstance(value, Sequence | bytes) and not value):
             texts = ()
         else:
             texts = (str(value),)
