@@ -81,9 +81,9 @@ class Timeouts:
 
     connect_s: float = 5.0
     associate_s: float = 5.0  #: A-ASSOCIATE and A-RELEASE, request to answer
-    answer_s: float = 30.0  #: C-STORE request to response, above what the bytes need
+    answer_s: float = 30.0  #: last byte of a C-STORE request to its response
     stall_s: float = 10.0  #: the peer neither reads nor writes
-    slowest_bytes_per_s: float = 1_000_000.0  #: the line that `answer_s` is added to
+    slowest_bytes_per_s: float = 1_000_000.0  #: a write may take its bytes' time and `answer_s`
     idle_s: float = 30.0  #: then a warm association is released
 
 
@@ -198,7 +198,6 @@ class StorageSCU:
         self._accepted: dict[Context, int] = {}
         self._message_id = 0
         self._used_s = clock()
-        self._is_used = False
 
     @property
     def is_open(self) -> bool:
@@ -240,13 +239,13 @@ class StorageSCU:
         """
         stored = parse(file)
         self._propose(stored.context)
-        was_warm = self.is_open and self._is_used
+        was_open = self.is_open
         self.open()
         try:
             try:
                 receipt = self._store(stored, file)
             except _LostError:
-                if not was_warm:
+                if not was_open:
                     raise
                 # it was closed while idle, as peers do; this says nothing about the destination
                 self._drop()
@@ -256,7 +255,6 @@ class StorageSCU:
             self._drop()
             raise self._unavailable("closed the connection before it answered") from error
         self._used_s = self._clock()
-        self._is_used = True
         if answer_of(receipt.status) is Answer.TRANSIENT:
             raise self._unavailable(f"answered 0x{receipt.status:04X} to a C-STORE")
         return receipt
@@ -342,12 +340,13 @@ class StorageSCU:
             for cx in association.accepted_contexts
         }
         self._used_s = self._clock()
-        self._is_used = False
 
     def _why_not(self, association: Association) -> str:
         if association.is_rejected:
             answer = association.acceptor.primitive
             return f"rejected the association: {answer.result_str}, {answer.reason_str}"
+        if association.rejected_contexts:
+            return "agreed to none of the presentation contexts"
         if self._socket is None:
             return f"refused the connection or did not take it in {self._timeouts.connect_s:g} s"
         return (
@@ -394,12 +393,10 @@ class StorageSCU:
                 "presentation context refused",
             )
         limits = self._timeouts
-        patience_s = limits.answer_s + len(file) / limits.slowest_bytes_per_s
-        deadline_s = self._clock() + patience_s
+        deadline_s = self._clock() + limits.answer_s + len(file) / limits.slowest_bytes_per_s
         request = self._request(stored)
         data_set = memoryview(file)[stored.data_set_at :]
         longest = association.acceptor.maximum_length or MAX_PDU_BYTES
-        association.dimse_timeout = patience_s
 
         # as in pynetdicom's own `send_c_store`: the association's thread must rest, or it would
         # take the answer for a request
@@ -422,7 +419,7 @@ class StorageSCU:
             if association.acse.is_aborted() or not association.dul.is_alive():
                 raise _LostError
             self._drop()
-            raise self._unavailable(f"did not answer a C-STORE in {patience_s:.0f} s")
+            raise self._unavailable(f"did not answer a C-STORE in {limits.answer_s:g} s")
         is_ours = isinstance(response, C_STORE) and response.is_valid_response
         if not is_ours or response.MessageIDBeingRespondedTo != self._message_id:
             self._drop()

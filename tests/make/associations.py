@@ -297,15 +297,15 @@ def stubborn(behaviour: Callable[[socket.socket], None]) -> Iterator[int]:
             each.close()
 
 
-def agree(connection: socket.socket) -> None:
-    """Answer an A-ASSOCIATE-RQ by accepting everything."""
+def agree(connection: socket.socket, result: int = 0) -> None:
+    """Answer an A-ASSOCIATE-RQ by accepting it, with this result for every context."""
     request = A_ASSOCIATE_RQ()
     request.decode(next_pdu(connection))
     primitive = request.to_primitive()
     contexts = primitive.presentation_context_definition_list
     for context in contexts:
         context.transfer_syntax = context.transfer_syntax[:1]
-        context.result = 0
+        context.result = result
     primitive.presentation_context_definition_results_list = contexts
     primitive.result = 0
     connection.sendall(A_ASSOCIATE_AC(primitive).encode())

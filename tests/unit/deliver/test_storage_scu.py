@@ -144,6 +144,28 @@ def test_an_association_that_the_peer_closed_while_idle_is_opened_again() -> Non
     assert len(door.arrivals) == 2
 
 
+def test_an_association_that_was_opened_too_early_is_opened_again() -> None:
+    door = Shelf()
+    with listening(door, network_timeout_s=0.2) as scp:
+        scu = sending(scp.ports[0])
+        scu.open()
+        door.wait("refusals")  # aborted by the receiver for idling
+        assert scu.send(a_file()).status == 0
+        scu.close()
+
+
+def test_a_peer_that_agrees_to_no_context_says_so() -> None:
+    def refuse_all(connection: socket.socket) -> None:
+        agree(connection, result=3)
+
+    why = "none of the presentation contexts"
+    with (
+        stubborn(refuse_all) as port,
+        pytest.raises(DestinationUnavailableError, match=why),
+    ):
+        sending(port).open()
+
+
 # ------------------------------------------------------------------ answers
 
 
