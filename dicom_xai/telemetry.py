@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import threading
 import traceback
@@ -29,7 +30,7 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from dicom_xai.errors import DicomXaiError, InvariantError
+from dicom_xai.errors import ConfigError, DicomXaiError, InvariantError
 
 if TYPE_CHECKING:
     import uvicorn
@@ -359,8 +360,10 @@ def describe(error: BaseException) -> str:
 
 
 def quiet_libraries() -> None:
-    """Keep libraries' own log lines, which may quote data sets, off our output."""
-    for name in ("pynetdicom", "pydicom", "highdicom", "uvicorn", "uvicorn.error"):
+    """Keep libraries' own log lines and warnings, which may quote data sets, off our output."""
+    logging.captureWarnings(True)
+    names = ("pynetdicom", "pydicom", "highdicom", "uvicorn", "uvicorn.error", "py.warnings")
+    for name in names:
         logger = logging.getLogger(name)
         logger.handlers = [logging.NullHandler()]
         logger.propagate = False
@@ -389,11 +392,16 @@ class HTTPFace:
         0 takes a free one; `port` tells which.
     registry : CollectorRegistry
     health : Health
+
+    Raises
+    ------
+    ConfigError
+        The address cannot be listened on.
     """
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry, health: Health) -> None:
         self._server = _http_server(host, port, registry, health)
-        self._socket = self._server.config.bind_socket()
+        self._socket = _listening(host, port)
         self.port: int = self._socket.getsockname()[1]
         self._thread = threading.Thread(
             target=self._server.run, args=([self._socket],), name="http", daemon=True
@@ -408,6 +416,18 @@ class HTTPFace:
         self._server.should_exit = True
         self._thread.join(timeout=5)
         self._socket.close()
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens already; the server's own would end the process on a taken port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"telemetry: {host}:{port} cannot be listened on ({os.strerror(error.errno or 0)}); "
+            "change telemetry.host or telemetry.port"
+        ) from error
 
 
 def _http_server(
