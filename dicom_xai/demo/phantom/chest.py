@@ -35,7 +35,7 @@ def chest(
     *,
     modality: str = "DX",
     findings: Collection[str] | None = None,
-    matrix: tuple[int, int] | None = None,
+    matrix: int | tuple[int, int] | None = None,
     views: tuple[str, ...] = ("PA",),
     photometric: str | None = None,
     subject: Subject | None = None,
@@ -54,8 +54,9 @@ def chest(
         DX or CR.
     findings : collection of str, optional
         Out of `CHEST_FINDINGS`; each present with a chance of 0.4 when not given.
-    matrix : tuple of int, optional
-        Rows, columns; 1024 to 2500 pixels when not given.
+    matrix : int or tuple of int, optional
+        Rows, with columns to make pixels square, or rows and columns; 1024 to 2500 pixels on
+        the longer side when not given.
     views : tuple of str
         PA or AP, one image each.
     photometric : str, optional
@@ -81,8 +82,9 @@ def chest(
     subject = subject or Subject.synthetic(rng)
     field = _FIELDS_CM[rng.integers(len(_FIELDS_CM))]
     if matrix is None:
-        rows = int(rng.integers(1024, 2501))
-        matrix = (rows, min(2500, round(rows * field[1] / field[0])))
+        matrix = round(int(rng.integers(1024, 2501)) * field[0] / max(field))
+    if isinstance(matrix, int):
+        matrix = (matrix, round(matrix * field[1] / field[0]))
     study, series = new_uid(), new_uid()
     datasets, masks = [], []
     for number, view in enumerate(views, start=1):
