@@ -5,11 +5,12 @@
     compile(model, method)          compiler.py   the whole, on one page
       Facts                         prepare.py    types, shapes, constants, whatever the free sizes
       explained_scores, ...         layers.py     which score, image and layer
+        layouts                     positions.py  where on the image a tensor's elements lie
       select.choose                 select.py     which class: target, seed, or the best k
+      METHODS                       methods/      from gradients to maps; rerun.py for many images
       pull_back                     backward.py   the walk; expand.py for operators without a rule
-        GRADIENT                    rules/        one function per operator
+        GRADIENT, GUIDED, ...       rules/        one function per operator
         Graph, Tensor               emit.py       writes the nodes; fusion.py keeps kernels fused
-      METHODS                       methods/      from gradients to maps
       check_untouched               check.py      the vendor's part is byte for byte the vendor's
 
 Only onnx and numpy are needed::
@@ -21,6 +22,19 @@ Only onnx and numpy are needed::
 """
 
 from .compiler import COMPILER_VERSION, Compiled, Report, compile
+from .methods import METHODS, ExpectedGradients, IntegratedGradients, SmoothGrad
 from .select import BySeed, ByTarget, TopClasses
 
-__all__ = ["COMPILER_VERSION", "BySeed", "ByTarget", "Compiled", "Report", "TopClasses", "compile"]
+__all__ = [
+    "COMPILER_VERSION",
+    "METHODS",
+    "BySeed",
+    "ByTarget",
+    "Compiled",
+    "ExpectedGradients",
+    "IntegratedGradients",
+    "Report",
+    "SmoothGrad",
+    "TopClasses",
+    "compile",
+]

@@ -12,18 +12,22 @@ import onnx
 from onnx import TensorProto, helper
 
 from ..errors import ConfigError
-from .backward import pull_back
 from .check import check_untouched
 from .emit import Graph, Tensor
 from .layers import explained_scores, image_input, is_pooled_linear, target_layer
-from .methods import METHODS
+from .methods import (
+    METHODS,
+    ExpectedGradients,
+    IntegratedGradients,
+    Method,
+    SmoothGrad,
+    method_of,
+)
+from .methods.question import Question
 from .select import ByTarget, Chosen, Selection
 
 COMPILER_VERSION = "1"
 """Changes whenever a compiled file could; part of the key under which compiled files are kept."""
-
-POOLED_EQUALS = {"grad-cam": ("cam", "xgrad-cam", "hires-cam")}
-"""Methods that agree where the score is the pooled layer through one affine map."""
 
 ATTRIBUTION = "attribution"
 ATTRIBUTION_CLASS = "attribution_class"
@@ -39,7 +43,7 @@ class Report:
     output : str
         The tensor that is explained: the score before a final sigmoid or softmax.
     layer : str
-        The tensor whose grid the map has.
+        The tensor whose grid the map has: the layer of a CAM method, else the image.
     layer_shape : tuple of int or None
         Its shape, None for sizes that the model leaves free.
     backward : tuple of str
@@ -70,7 +74,7 @@ class Compiled:
 
 def compile(
     model: onnx.ModelProto,
-    method: str = "grad-cam",
+    method: str | IntegratedGradients | SmoothGrad | ExpectedGradients = "grad-cam",
     *,
     select: Selection = ByTarget(),  # noqa: B008
     layer: str = "auto",
@@ -83,8 +87,8 @@ def compile(
     ----------
     model : onnx.ModelProto
         Opset 13 or later; is not changed. Free sizes other than the batch should be fixed.
-    method : str
-        A key of `METHODS`.
+    method : str or a method with parameters
+        A key of `METHODS`, or for example ``IntegratedGradients(steps=32)``.
     select : ByTarget, BySeed or TopClasses
         How the explained class is found; see each for the input or output that it adds.
     layer : str
@@ -100,8 +104,10 @@ def compile(
     -------
     Compiled
         The model keeps its nodes, inputs and outputs. Added: the selection's input or output, and
-        `attribution`, float32 ``(batch, maps, *spatial)`` on the grid of the layer, raw: in the
-        score's unit, not scaled per image.
+        `attribution`, float32 ``(batch, maps, *spatial)`` on the grid of the layer for CAM methods
+        and of the image for the others, raw: in the score's unit, not scaled per image. Some
+        methods add a quality, float32 ``(batch, maps)``: `explained_variance`,
+        `completeness_residual`.
 
     Raises
     ------
@@ -116,50 +122,55 @@ def compile(
     >>> compiled = compile(onnx.load("chest.onnx"), "grad-cam")
     >>> onnx.save(compiled.model, "explained.onnx")
     """
-    if method not in METHODS:
+    way = method_of(method)
+    if way is None:
         raise ConfigError(f"there is no method {method!r}; known: {', '.join(METHODS)}")
-    for name in (ATTRIBUTION, ATTRIBUTION_CLASS):
-        if any(name in node.output for node in model.graph.node):
-            raise ConfigError(f"the model has a tensor {name!r} of its own; rename it in the model")
     graph = Graph(model)
     scores = explained_scores(graph, output)
     picture = image_input(graph, image)
-    looked_at = target_layer(graph, scores, picture, layer)
+    where = None if way.looks_at == "image" else target_layer(graph, scores, picture, layer)
+    is_linear = where is not None and is_pooled_linear(graph, where, scores)
+    if way.needs_pooled_linear and not is_linear:
+        raise ConfigError(
+            f"{way.name} is defined where the score is the layer's mean through one linear map, "
+            f"which this model's is not; use grad-cam"
+        )
     chosen = select.choose(graph, scores)
-    maps = [one_map(graph, method, scores.tensor, seed, looked_at) for seed in chosen.seeds]
-    ends = {ATTRIBUTION: graph.concat(maps, 1).cast(TensorProto.FLOAT)}
+    ends = outputs(way, [Question(graph, scores, seed, picture, where) for seed in chosen.seeds])
     if chosen.classes is not None:
         ends[ATTRIBUTION_CLASS] = chosen.classes
     compiled, added = assemble(graph, chosen, ends, picture)
     check_untouched(model, compiled)
+    looked_at = where.tensor if where is not None and way.looks_at == "layer" else picture
     report = Report(
-        method=method,
+        method=way.name,
         output=scores.tensor.name,
         layer=looked_at.name,
         layer_shape=looked_at.shape,
         backward=tuple(node.name for node in added),
-        equals=POOLED_EQUALS[method] if is_pooled_linear(graph, looked_at, scores) else (),
-        warnings=(),
+        equals=way.equals if is_linear else (),
+        warnings=way.warnings,
     )
     return Compiled(compiled, report)
 
 
-def one_map(graph: Graph, method: str, score: Tensor, seed: Tensor, looked_at: Tensor) -> Tensor:
-    """The map of one cotangent."""
-    way = METHODS[method]
-    found = pull_back(graph, graph.forward, {score.name: seed}, [looked_at.name], way.rules)
-    if looked_at.name not in found:
-        raise ConfigError(
-            f"no derivative of {score.name!r} reaches {looked_at.name!r}: the model rounds or "
-            "compares in between; name another layer or output"
-        )
-    return way.make(looked_at, found[looked_at.name])
+def outputs(way: Method, questions: list[Question]) -> dict[str, Tensor]:
+    """What the graph gives for all questions, by output name; one map per question."""
+    answers = [way.explain(question) for question in questions]
+    graph = questions[0].graph
+    found = {ATTRIBUTION: graph.concat([item.attribution for item in answers], 1)}
+    for name in answers[0].quality:
+        found[name] = graph.concat([item.quality[name] for item in answers], 1)
+    return {name: tensor.cast(TensorProto.FLOAT) for name, tensor in found.items()}
 
 
 def assemble(
     graph: Graph, chosen: Chosen, ends: dict[str, Tensor], picture: Tensor
 ) -> tuple[onnx.ModelProto, list[onnx.NodeProto]]:
     """The model with what was written and is needed, and the added nodes."""
+    taken = {name for node in graph.model.graph.node for name in node.output}
+    for name in taken.intersection(ends):
+        raise ConfigError(f"the model has a tensor {name!r} of its own; rename it in the model")
     named = [
         helper.make_node("Identity", [tensor.name], [name], name=f"{graph.prefix}{name}")
         for name, tensor in ends.items()

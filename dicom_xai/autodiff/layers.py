@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import onnx
 
 from ..errors import ConfigError
 from .backward import dependents
-from .emit import Graph, Tensor, elements, is_float
+from .emit import Graph, Tensor, is_float
+from .positions import Layout, layouts
 from .select import Scores
 
 ACTIVATIONS = frozenset({"Sigmoid", "Softmax", "LogSoftmax"})
@@ -87,8 +89,16 @@ def image_input(graph: Graph, name: str | None) -> Tensor:
     )
 
 
-def target_layer(graph: Graph, scores: Scores, image: Tensor, layer: str) -> Tensor:
-    """The feature map that a CAM method looks at, ``(batch, channels, *spatial)``.
+@dataclass(frozen=True)
+class Layer:
+    """A tensor that a CAM method looks at, and where its positions are."""
+
+    tensor: Tensor
+    layout: Layout
+
+
+def target_layer(graph: Graph, scores: Scores, image: Tensor, layer: str) -> Layer:
+    """The feature map that a CAM method looks at.
 
     Parameters
     ----------
@@ -97,111 +107,121 @@ def target_layer(graph: Graph, scores: Scores, image: Tensor, layer: str) -> Ten
     image : Tensor
     layer : str
         A tensor's name, a node's name, or ``auto``: the last tensor that has positions and that
-        everything passes through before it is pooled. Of a segmentation, the last one on the
-        coarsest grid (Seg-Grad-CAM's bottleneck).
+        everything passes through before it is pooled. Of a transformer with a class token, the
+        last such tensor before an attention. Of a segmentation, the last one on the coarsest grid
+        (Seg-Grad-CAM's bottleneck).
 
     Raises
     ------
     ConfigError
         There is no such layer, it has no positions, or the score does not depend on it.
     """
+    known = layouts(graph, image.name)
     if layer != "auto":
-        return named_layer(graph, scores, image, layer)
+        return named_layer(graph, scores, known, layer)
     nodes = path(graph, image.name, scores.tensor.name)
-    found = (
-        coarsest(graph, nodes, image)
-        if scores.has_positions
-        else narrows(graph, nodes, scores, image)
-    )
-    if found is None:
+    choose = coarsest if scores.has_positions else narrowest
+    name = choose(graph, nodes, scores, image, known)
+    if name is None:
         raise ConfigError(
-            "no tensor with positions lies between the image and the pooled features; name the "
-            "layer to explain, or use a method that explains the input"
+            "no tensor whose positions on the image can be followed lies before the pooled "
+            "features; name the layer to explain, or use a method that explains the input"
         )
-    return found
+    return Layer(graph.tensor(name), known[name])
 
 
-def named_layer(graph: Graph, scores: Scores, image: Tensor, layer: str) -> Tensor:
+def named_layer(graph: Graph, scores: Scores, known: dict[str, Layout], layer: str) -> Layer:
     """A layer by the name of a tensor or of the node that makes it."""
-    outputs = {node.name: node.output[0] for node in graph.model.graph.node if node.name}
-    known = {name for node in graph.model.graph.node for name in node.output}
-    name = layer if layer in known else outputs.get(layer, "")
+    outputs = {node.name: node.output[0] for node in graph.forward if node.name}
+    made = {name for node in graph.forward for name in node.output}
+    name = layer if layer in made else outputs.get(layer, "")
     if not name:
         raise ConfigError(f"the model has no tensor or node {layer!r}; leave the layer at 'auto'")
-    tensor = graph.tensor(name)
-    if not has_positions(graph, name, image):
-        raise ConfigError(f"layer {layer!r} is not (batch, channels, *spatial); name another")
-    if scores.tensor.name not in dependents(graph, graph.model.graph.node, {name}):
+    if name not in known or not has_positions(graph, name, known):
+        raise ConfigError(f"positions cannot be followed to layer {layer!r}; name another")
+    if scores.tensor.name not in dependents(graph, graph.forward, {name}):
         raise ConfigError(f"the explained score does not depend on layer {layer!r}; name another")
-    return tensor
+    return Layer(graph.tensor(name), known[name])
 
 
 def path(graph: Graph, source: str, end: str) -> list[onnx.NodeProto]:
     """The nodes that `end` depends on and that depend on `source`, in order."""
-    nodes = graph.model.graph.node
-    reached = dependents(graph, nodes, {source})
+    reached = dependents(graph, graph.forward, {source})
     needed, found = {end}, []
-    for node in reversed(nodes):
-        if any(name in needed for name in node.output) and any(n in reached for n in node.input):
+    for node in reversed(graph.forward):
+        if not needed.isdisjoint(node.output) and not reached.isdisjoint(node.input):
             needed.update(name for name in node.input if name in reached)
             found.append(node)
     return found[::-1]
 
 
-def has_positions(graph: Graph, name: str, image: Tensor) -> bool:
-    """Whether a tensor is ``(batch, channels, *spatial)`` with more than one position."""
-    shape = graph.facts.shape(name) if graph.facts.has(name) else None
+def has_positions(graph: Graph, name: str, known: dict[str, Layout]) -> bool:
+    """Whether a tensor has more than one position and real values."""
     return (
-        shape is not None
-        and len(shape) == image.rank
+        name in known
         and is_float(graph.facts.dtype(name))
-        and elements(shape[2:]) != 1
-        and shape[1] != 1
+        and known[name].count(graph.tensor(name).shape) != 1
     )
 
 
-def narrows(
-    graph: Graph, nodes: Sequence[onnx.NodeProto], scores: Scores, image: Tensor
-) -> Tensor | None:
+def narrowest(
+    graph: Graph,
+    nodes: Sequence[onnx.NodeProto],
+    scores: Scores,
+    image: Tensor,
+    known: dict[str, Layout],
+) -> str | None:
     """The last tensor with positions through which everything passes on its way to the score."""
-    if not nodes:
-        return None
     reached = dependents(graph, nodes, {image.name})
-    open_ends = {scores.tensor.name}
+    open_ends, is_mixed = {scores.tensor.name}, False
     for node in reversed(nodes):
-        if not open_ends.intersection(node.output):
+        if open_ends.isdisjoint(node.output):
             continue
+        is_mixed = is_mixed or node.op_type in ("Softmax", "Attention")
         open_ends.difference_update(node.output)
         open_ends.update(name for name in node.input if name in reached)
-        if len(open_ends) == 1 and has_positions(graph, next(iter(open_ends)), image):
-            return graph.tensor(next(iter(open_ends)))
+        name = next(iter(open_ends))
+        is_gate = len(open_ends) == 1 and name != image.name
+        if is_gate and has_positions(graph, name, known) and (is_mixed or not known[name].prefix):
+            return name
     return None
 
 
-def coarsest(graph: Graph, nodes: Sequence[onnx.NodeProto], image: Tensor) -> Tensor | None:
+def coarsest(
+    graph: Graph,
+    nodes: Sequence[onnx.NodeProto],
+    scores: Scores,
+    image: Tensor,
+    known: dict[str, Layout],
+) -> str | None:
     """The last tensor of the smallest grid that still has more than one position."""
     best, size = None, None
     for name in (name for node in nodes for name in node.output):
-        if has_positions(graph, name, image):
-            count = elements(tuple(graph.facts.shapes(name)[0] or ())[2:])
+        if has_positions(graph, name, known) and name != scores.tensor.name:
+            count = known[name].count(graph.facts.shapes(name)[0] or ())
             if count is not None and (size is None or count <= size):
-                best, size = graph.tensor(name), count
+                best, size = name, count
     return best
 
 
-def is_pooled_linear(graph: Graph, layer: Tensor, scores: Scores) -> bool:
+def is_pooled_linear(graph: Graph, layer: Layer, scores: Scores) -> bool:
     """Whether the score is the layer's mean over positions through one affine map.
 
     Then every gradient is the same at all positions, and CAM, Grad-CAM, XGrad-CAM and HiRes-CAM are
     one map up to a positive factor.
     """
-    nodes = path(graph, layer.name, scores.tensor.name)
-    if not nodes or nodes[0].op_type not in POOLS or nodes[0].input[0] != layer.name:
+    name = layer.tensor.name
+    nodes = path(graph, name, scores.tensor.name)
+    if not nodes or nodes[0].op_type not in POOLS or nodes[0].input[0] != name:
         return False
-    pooled = graph.facts.shape(nodes[0].output[0]) or ()
-    if layer.shape[1] != pooled[1] or any(size != 1 for size in pooled[2:]):
+    before, after = layer.tensor.shape, graph.facts.shape(nodes[0].output[0]) or ()
+    pooled = [axis for axis in range(len(before)) if axis not in (0, layer.layout.channel)]
+    keeps = len(after) == len(before)
+    kept = tuple(1 if axis in pooled else size for axis, size in enumerate(before))
+    dropped = tuple(size for axis, size in enumerate(before) if axis not in pooled)
+    if layer.layout.prefix or after != (kept if keeps else dropped):
         return False
-    reached = dependents(graph, nodes, {layer.name})
+    reached = dependents(graph, nodes, {name})
     return all(
         node.op_type in AFFINE and sum(name in reached for name in node.input) == 1
         for node in nodes[1:]

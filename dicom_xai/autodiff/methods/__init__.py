@@ -3,35 +3,103 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import MappingProxyType
 
-from ..call import Rules
 from ..emit import Tensor
-from ..rules import GRADIENT
-from . import cam
+from . import cam, gradient
+from .path import ExpectedGradients, IntegratedGradients, SmoothGrad
+from .question import Answer, Method, Question
+
+__all__ = [
+    "METHODS",
+    "ExpectedGradients",
+    "IntegratedGradients",
+    "Method",
+    "SmoothGrad",
+    "method_of",
+]
+
+PERSUASIVE = (
+    "guided maps hardly change when the model's weights are randomised (Adebayo et al. 2018): they "
+    "show edges of the image as much as reasons of the model"
+)
+ONE_COMPONENT = (
+    "a first principal component may hold little of the variance: see explained_variance"
+)
+CLASSLESS = "the map is the same for every class"
+SIGNED_SUM = (
+    "channels with a negative sum turn their weight's sign round; a layer after Relu is safe"
+)
+
+FromLayer = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Method:
-    """A way to make a map.
+def at_layer(make: FromLayer, share: FromLayer | None = None) -> Callable[[Question], Answer]:
+    """A method of the layer and its gradient; `share` is the variance that it explains."""
 
-    Attributes
-    ----------
-    make : callable
-        ``make(x, g)``: from the tensor that is looked at and the score's cotangent there, the map
-        ``(batch, 1, *spatial)``.
-    rules : mapping
-        How derivatives are taken on the way back.
-    """
+    def explain(q: Question) -> Answer:
+        a, g = q.features(), q.feature_gradient()
+        return Answer(make(a, g), {} if share is None else {"explained_variance": share(a, g)})
 
-    make: Callable[[Tensor, Tensor], Tensor]
-    rules: Rules
+    return explain
+
+
+def eigen_cam(q: Question) -> Answer:
+    """Needs no gradient, so it works where a rule is missing."""
+    a = q.features()
+    return Answer(cam.eigen_cam(a, a), {"explained_variance": cam.eigen_share(a, a)})
+
+
+LINEAR = ("cam", "grad-cam", "xgrad-cam", "hires-cam")
+"""One map, up to a positive factor (and Relu), where the score is the pooled layer's affine map."""
+
+
+def others(name: str) -> tuple[str, ...]:
+    """The rest of a family of equal methods."""
+    return tuple(item for item in LINEAR if item != name)
 
 
 METHODS = MappingProxyType(
     {
-        "grad-cam": Method(cam.grad_cam, GRADIENT),
+        method.name: method
+        for method in (
+            Method("cam", "layer", at_layer(cam.cam), others("cam"), needs_pooled_linear=True),
+            Method("grad-cam", "layer", at_layer(cam.grad_cam), others("grad-cam")),
+            Method("grad-cam++", "layer", at_layer(cam.grad_cam_plus_plus)),
+            Method(
+                "xgrad-cam", "layer", at_layer(cam.xgrad_cam), others("xgrad-cam"),
+                warnings=(SIGNED_SUM,),
+            ),
+            Method("hires-cam", "layer", at_layer(cam.hires_cam), others("hires-cam")),
+            Method("layer-cam", "layer", at_layer(cam.layer_cam)),
+            Method("eigen-cam", "layer", eigen_cam, warnings=(CLASSLESS, ONE_COMPONENT)),
+            Method(
+                "eigengrad-cam", "layer", at_layer(cam.eigen_grad_cam, cam.eigen_grad_share),
+                warnings=(ONE_COMPONENT,),
+            ),
+            Method("saliency", "image", gradient.saliency),
+            Method("input-x-gradient", "image", gradient.input_x_gradient),
+            Method(
+                "guided-backpropagation", "image", gradient.guided_backpropagation,
+                warnings=(PERSUASIVE,),
+            ),
+            Method("deconvnet", "image", gradient.deconvnet, warnings=(PERSUASIVE,)),
+            Method("guided-grad-cam", "both", gradient.guided_grad_cam, warnings=(PERSUASIVE,)),
+            Method("integrated-gradients", "image", IntegratedGradients()),
+            Method("smoothgrad", "image", SmoothGrad()),
+        )
     }
-)
+)  # fmt: skip
 """Methods by the name under which a card or a command asks for them."""
+
+
+def method_of(given: str | IntegratedGradients | SmoothGrad | ExpectedGradients) -> Method | None:
+    """A method by name, or one with parameters of its own; None for a name that is unknown."""
+    if isinstance(given, str):
+        return METHODS.get(given)
+    names = {
+        IntegratedGradients: "integrated-gradients",
+        SmoothGrad: "smoothgrad",
+        ExpectedGradients: "expected-gradients",
+    }
+    return Method(names[type(given)], "image", given)

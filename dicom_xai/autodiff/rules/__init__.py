@@ -11,6 +11,7 @@ from ..call import Rules
 from . import (
     activation,
     elementwise,
+    guided,
     index,
     layout,
     linear,
@@ -34,3 +35,9 @@ GRADIENT: Rules = {
     **quantised.RULES,
 }
 """The plain gradient: vector-Jacobian products, checked against finite differences."""
+
+GUIDED = guided.replaced(GRADIENT, guided.guided_relu)
+"""Guided backpropagation."""
+
+DECONVNET = guided.replaced(GRADIENT, guided.deconvnet_relu)
+"""Deconvnet."""
