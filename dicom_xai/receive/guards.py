@@ -13,7 +13,7 @@ requests sent ahead are all queued                   one waits, the rest stays i
 a bad command set kills a thread                     answered with A-ABORT, one log line
 each connection copies 120 x 45 contexts             the list is shared: nobody writes to it
 connections without end, three threads each          capped before a thread starts: `Gate`
-a full house of half-open connections                the oldest half-open one makes room
+a flood of half-open connections locks all out       the greediest address makes room
 a backlog of 5                                       256
 an idle association polls a thousand times a second  threads sleep until something happens
 timers on the wall clock                             `MonotonicTimer`
@@ -32,6 +32,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,6 +58,8 @@ log = logging.getLogger(__name__)
 
 #: A half-open connection younger than this is not closed for the sake of another, seconds.
 YOUNG_S = 1.0
+#: How many connections may still be closing above the limit.
+DYING = 64
 #: The accept loop's pause when the process has no descriptor left, seconds.
 OUT_OF_DESCRIPTORS_S = 0.05
 
@@ -147,6 +150,11 @@ class GuardedAssociation(Association):  # type: ignore[misc]
         """Connected and not admitted yet."""
         return not self.is_admitted
 
+    @property
+    def is_ending(self) -> bool:
+        """Told to end; its threads may still be at it."""
+        return bool(self._kill)
+
     def note(self, reason: str) -> None:
         """Tell the owner why this connection is turned away."""
         self.hooks.noted(reason, self.source_address)
@@ -228,6 +236,8 @@ class Gate:
     def __init__(self, max_associations: int, max_per_source: int) -> None:
         self._max_associations = max_associations
         self._max_per_source = max_per_source
+        self._most_connections = 2 * max_associations + 32
+        self._most_of_one_source = 2 * max_per_source + 32
         self._lock = threading.Condition()
         self._inside: dict[GuardedAssociation, None] = {}  # in order of arrival
         self._is_closed = False
@@ -239,21 +249,31 @@ class Gate:
             return sum(each.is_admitted for each in self._inside)
 
     def has_room(self, source_address: str) -> bool:
-        """Whether one more connection may come; an old half-open one is closed to make room."""
-        with self._lock:
-            if self._is_closed:
-                return False
-            same = [each for each in self._inside if each.source_address == source_address]
-            if len(same) >= 2 * self._max_per_source + 32:
-                return self._make_room(same)
-            if len(self._inside) >= 2 * self._max_associations + 32:
-                return self._make_room(list(self._inside))
-            return True
+        """Whether one more connection may come; a half-open one may be closed to make room.
 
-    def _make_room(self, among: list[GuardedAssociation]) -> bool:
-        born_before = time.monotonic() - YOUNG_S
+        From one address: the oldest, unless it is younger than `YOUNG_S` and may yet associate.
+        In a full house: the oldest of the address that holds the most, if it holds more than the
+        newcomer's. So a flood, from however many addresses, does not keep a good peer out.
+        """
+        with self._lock:
+            if self._is_closed or len(self._inside) >= self._most_connections + DYING:
+                return False
+            alive = [each for each in self._inside if not each.is_ending]
+            same = [each for each in alive if each.source_address == source_address]
+            if len(same) >= self._most_of_one_source:
+                return self._make_room(same, born_before=time.monotonic() - YOUNG_S)
+            if len(alive) < self._most_connections:
+                return True
+            held = Counter(each.source_address for each in alive if each.is_half_open)
+            greediest, count = held.most_common(1)[0] if held else ("", 0)
+            if count > len(same):
+                theirs = [each for each in alive if each.source_address == greediest]
+                return self._make_room(theirs, born_before=time.monotonic())
+            return self._make_room(alive, born_before=time.monotonic() - YOUNG_S)
+
+    def _make_room(self, among: list[GuardedAssociation], born_before: float) -> bool:
         for each in among:
-            if each.is_half_open and each.opened_s < born_before and not each._kill:
+            if each.is_half_open and each.opened_s <= born_before:
                 each.note("half-open")
                 each.hang_up()
                 return True

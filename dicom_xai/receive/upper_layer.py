@@ -314,7 +314,9 @@ class GuardedDUL(DULServiceProvider):  # type: ignore[misc]
 
     def _lose(self, reason: str) -> None:
         """The peer has gone, which is its right, or did not finish in time what it began."""
-        if self.state_machine.current_state in ("Sta1", "Sta2"):
+        if self.assoc.is_ending:
+            pass  # told to, and noted by whoever told
+        elif self.state_machine.current_state in ("Sta1", "Sta2"):
             self.assoc.note("no-association-request")
         elif reason == "stalled":
             self.assoc.note(reason)

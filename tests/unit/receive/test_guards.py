@@ -18,6 +18,7 @@ from pynetdicom.sop_class import Verification
 from dicom_xai.dimse import MAX_PDU_BYTES
 from dicom_xai.receive.upper_layer import MonotonicTimer
 from tests.make.associations import (
+    HOST,
     Shelf,
     an_image,
     associated,
@@ -235,6 +236,22 @@ def test_a_house_full_of_half_open_connections_makes_room_for_a_good_peer() -> N
         assert "half-open" in door.reasons()
         assert "connection-limit" in door.reasons()
         assert is_closed(bad[0])
+
+
+def test_a_flood_from_many_addresses_does_not_keep_a_good_peer_out() -> None:
+    door = Shelf()
+    with (
+        listening(door, acse_timeout_s=60, max_associations=10, max_per_source=5) as scp,
+        ExitStack() as opened,
+    ):
+        port = scp.ports[0]
+        for number in range(200):
+            flood = opened.enter_context(socket.socket())
+            flood.bind((f"127.0.0.{2 + number % 20}", 0))
+            flood.connect((HOST, port))
+            if number % 20 == 19:
+                assert is_served(port)
+        assert len(threads_of_associations()) <= 2 * (2 * 10 + 32 + 64)
 
 
 def test_idle_associations_cost_next_to_nothing() -> None:
