@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from dicom_xai import processes
 from dicom_xai.errors import InvariantError, OutOfResourcesError
 
 _KEY = re.compile(r"[0-9a-f]{32}")
-_TEMP = re.compile(r"\.([0-9a-f]{32})\.([0-9a-f-]+)\.(\d+)\.tmp")
+_TEMP = re.compile(r"\.([0-9a-f]{32})\.([0-9a-f-]{36})\.(\d+-\d+)\.tmp")
 _SHARDS = [f"{i:02x}" for i in range(256)]
 
 
@@ -41,11 +42,14 @@ class Spool:
         self._directory = directory
         self._min_free_bytes = min_free_bytes
         self._is_broken = False
+        # a new folder is durable once the folder that names it is
+        made = [path for path in (directory, *directory.parents) if not path.exists()]
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for shard in _SHARDS:
             (directory / shard).mkdir(mode=0o700, exist_ok=True)
-        _fsync_folder(directory)
-        self._owner = f"{_boot_id()}.{os.getpid()}"
+        for folder in (directory, *(path.parent for path in made)):
+            _fsync_folder(folder)
+        self._owner = f"{processes.boot_id()}.{processes.name_of(os.getpid())}"
 
     def keep_free(self, min_free_bytes: int) -> None:
         """Refuse below another limit from now on."""
@@ -68,14 +72,21 @@ class Spool:
         Raises
         ------
         OutOfResourcesError
-            Less than `min_free_bytes` would be left, or an fsync has failed before.
+            Less than `min_free_bytes` would be left, the disk does not answer, or an fsync has
+            failed before.
         """
         if self._is_broken:
             raise OutOfResourcesError(
                 "the spool's disk failed to sync; restart the role once the disk is sound",
                 reason="spool-broken",
             )
-        free = self.free_bytes
+        try:
+            free = self.free_bytes
+        except OSError as error:
+            raise OutOfResourcesError(
+                f"the spool's disk does not answer: {os.strerror(error.errno or 0)}",
+                reason="spool-error",
+            ) from error
         if free - size_bytes < self._min_free_bytes:
             raise OutOfResourcesError(
                 f"{free} bytes free, {size_bytes} to store, spool.min_free_bytes is "
@@ -134,11 +145,11 @@ class Spool:
     def sweep(self) -> int:
         """Remove what dead processes left half written; gives how many files."""
         removed = 0
-        boot = _boot_id()
+        boot = processes.boot_id()
         for shard in _SHARDS:
             for entry in os.scandir(self._directory / shard):
                 match = _TEMP.fullmatch(entry.name)
-                if match and (match[2] != boot or not _is_alive(int(match[3]))):
+                if match and (match[2] != boot or not processes.is_alive(match[3])):
                     with suppress(FileNotFoundError):
                         os.unlink(entry.path)
                         removed += 1
@@ -170,11 +181,3 @@ def _fsync_folder(folder: Path, fsync: Callable[[int], None] = os.fsync) -> None
         fsync(fd)
     finally:
         os.close(fd)
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-
-
-def _is_alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
