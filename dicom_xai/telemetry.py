@@ -31,6 +31,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from dicom_xai.errors import ConfigError, DicomXaiError, InvariantError
+from dicom_xai.stages import Stage
 
 if TYPE_CHECKING:
     import uvicorn
@@ -101,7 +102,7 @@ class Metrics:
             registry=registry,
         )
         self.associations = Gauge(
-            "dicom_xai_associations_count",
+            "dicom_xai_open_associations",
             "Associations open now.",
             registry=registry,
             multiprocess_mode="livesum",
@@ -166,6 +167,14 @@ class Metrics:
             multiprocess_mode="livemax",
         )
 
+    def prepare(self, routes: Iterable[str]) -> None:
+        """Make the series that alerts look at, at zero: a newborn series' first event is missed."""
+        for route in routes:
+            for stage in Stage:
+                self.budget_exceeded.labels(route, stage)
+        for outcome in ("accepted", "refused"):
+            self.config_reloads.labels(outcome)
+
 
 @dataclass(frozen=True, slots=True)
 class LedgerState:
@@ -189,13 +198,13 @@ class LedgerCollector(Collector):
         """Yield the gauges' families."""
         state = self._read()
         depth = GaugeMetricFamily(
-            "dicom_xai_queue_depth_count", "Rows waiting, by queue.", labels=["queue"]
+            "dicom_xai_queue_depth_rows", "Rows waiting, by queue.", labels=["queue"]
         )
         for queue, count in state.depths.items():
             depth.add_metric([queue], count)
         yield depth
         outbox = GaugeMetricFamily(
-            "dicom_xai_outbox_depth_count", "Objects not yet delivered.", labels=["destination"]
+            "dicom_xai_outbox_depth_objects", "Objects not yet delivered.", labels=["destination"]
         )
         for destination, count in state.outbox_depths.items():
             outbox.add_metric([destination], count)
@@ -207,13 +216,13 @@ class LedgerCollector(Collector):
             oldest.add_metric([queue], age_s)
         yield oldest
         dead = GaugeMetricFamily(
-            "dicom_xai_dead_letters_count", "Objects given up.", labels=["destination"]
+            "dicom_xai_dead_letters_objects", "Objects given up.", labels=["destination"]
         )
         for destination, count in state.dead_letters.items():
             dead.add_metric([destination], count)
         yield dead
         yield GaugeMetricFamily(
-            "dicom_xai_quarantined_count",
+            "dicom_xai_quarantined_instances",
             "Instances kept apart: same UID, other content.",
             value=state.quarantined,
         )

@@ -13,6 +13,7 @@ interval.
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import select
@@ -30,6 +31,7 @@ from sqlalchemy import Connection, Engine, Select, Table, create_engine, event, 
 from sqlalchemy import select as sql_select
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError, SQLAlchemyError
 
+from dicom_xai import processes
 from dicom_xai.errors import ConfigError, InvariantError, LedgerBusyError
 from dicom_xai.ledger import schema
 
@@ -78,7 +80,7 @@ class Database:
         if not self.path.exists():
             self.path.touch(mode=0o600)
         self._engine = _engine(url)
-        self.owner = owner_of(os.getpid())
+        self.owner = processes.name_of(os.getpid())
         self._is_closed = False
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         try:
@@ -126,7 +128,7 @@ class Database:
 
     def _prepare(self) -> float:
         """Create or check the tables; give the clock's offset for this boot."""
-        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        boot_id = processes.boot_id()
         with self._engine.connect() as connection, _immediate(connection):
             schema.metadata.create_all(connection)
             rows = connection.execute(sql_select(schema.meta))
@@ -219,26 +221,6 @@ def _not_taken(cause: Exception) -> LedgerBusyError:
     return busy
 
 
-def owner_of(pid: int) -> str:
-    """A process's name in a claim: its id and its start, so that a reused id is another process.
-
-    Empty when there is no such process.
-    """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    # the command's name, which may hold anything, ends at the last parenthesis (proc(5))
-    start_ticks = stat.rpartition(")")[2].split()[19]
-    return f"{pid}:{start_ticks}"
-
-
-def is_alive(owner: str) -> bool:
-    """Whether the process that made a claim still runs."""
-    pid = owner.partition(":")[0]
-    return pid.isdigit() and owner_of(int(pid)) == owner
-
-
 def set_meta(connection: Connection, key: str, value: str) -> None:
     """Write one row of the meta table."""
     changed = connection.execute(
@@ -328,9 +310,11 @@ class Bells:
         for pipe in self._folder.glob(f"{name}.*"):
             try:
                 fd = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-            except OSError:
-                # nobody has it open for reading: its process is gone
-                pipe.unlink(missing_ok=True)
+            except OSError as error:
+                # ENXIO: nobody has it open for reading, its process is gone (fifo(7)); anything
+                # else is our own trouble, and the listener looks by itself before long
+                if error.errno == errno.ENXIO:
+                    pipe.unlink(missing_ok=True)
                 continue
             with suppress(BlockingIOError, BrokenPipeError):  # full means rung already
                 os.write(fd, b"!")

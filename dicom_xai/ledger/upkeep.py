@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection, Select, Table, exists, func, or_, select, union_all, update
 
-from dicom_xai.ledger.engine import Database, earliest, is_alive, set_meta
+from dicom_xai import processes
+from dicom_xai.ledger.engine import Database, earliest, set_meta
 from dicom_xai.ledger.jobs import Overdue
 from dicom_xai.ledger.schema import (
     DELIVERY_IS_OPEN,
@@ -195,7 +196,7 @@ class Upkeep:
                     .where(is_open, table.c.state == state, table.c.lease_until > 0)
                     .distinct()
                 ).all()
-                dead = [owner for owner in owners if not is_alive(owner)]
+                dead = [owner for owner in owners if not processes.is_alive(owner)]
                 if dead:
                     freed += connection.execute(
                         update(table)

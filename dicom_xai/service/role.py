@@ -78,11 +78,13 @@ class Role(Protocol):
 
 def open_context(config: Config, role: str, registry: Registry, log: Log) -> Context:
     """Ledger, spool and metrics for one process."""
+    metrics = Metrics(registry)
+    metrics.prepare(route.name for route in config.routes.routes)
     return Context(
         config=config,
         ledger=Ledger(config.service.ledger.url),
         spool=Spool(config.service.spool.directory, config.service.spool.min_free_bytes),
-        metrics=Metrics(registry),
+        metrics=metrics,
         log=log.bind(role=role),
     )
 

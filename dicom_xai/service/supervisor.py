@@ -110,6 +110,8 @@ class Supervisor:
         face = self._face(config, context, registry, folder)
         try:
             self._children = _children(config, folder)
+            for child in self._children:
+                context.metrics.role_restarts.labels(child.role)
             face.start()
             self._watch_forever(config, context, folder)
         finally:

@@ -89,7 +89,7 @@ def test_every_metric_is_ours_and_named_after_noun_and_unit(registry: CollectorR
         "dicom_xai_studies",
         "dicom_xai_results",
         "dicom_xai_deliveries",
-        "dicom_xai_queue_depth_count",
+        "dicom_xai_queue_depth_rows",
         "dicom_xai_oldest_waiting_seconds",
         "dicom_xai_device_info",
     }
@@ -106,11 +106,11 @@ def test_no_label_can_hold_what_a_sender_says(registry: CollectorRegistry) -> No
 def test_a_scrape_shows_what_the_ledger_knows(registry: CollectorRegistry) -> None:
     text = generate_latest(registry).decode()
     for line in (
-        'dicom_xai_queue_depth_count{queue="queued"} 3.0',
-        'dicom_xai_outbox_depth_count{destination="pacs"} 2.0',
+        'dicom_xai_queue_depth_rows{queue="queued"} 3.0',
+        'dicom_xai_outbox_depth_objects{destination="pacs"} 2.0',
         'dicom_xai_oldest_waiting_seconds{queue="queued"} 1.5',
-        'dicom_xai_dead_letters_count{destination="pacs"} 1.0',
-        "dicom_xai_quarantined_count 4.0",
+        'dicom_xai_dead_letters_objects{destination="pacs"} 1.0',
+        "dicom_xai_quarantined_instances 4.0",
         "dicom_xai_spool_free_bytes 500000.0",
         'dicom_xai_build_info{config="000000000000",version="1.0"} 1.0',
     ):
@@ -303,7 +303,7 @@ def test_the_face_answers_metrics_and_probes(face: HTTPFace, probe: Probe) -> No
     status, text, kind = get(face.port, "/metrics")
     assert status == 200
     assert kind.startswith("text/plain; version=")
-    assert "dicom_xai_queue_depth_count" in text
+    assert "dicom_xai_queue_depth_rows" in text
     assert get(face.port, "/livez")[:2] == (200, "alive\n")
     assert get(face.port, "/readyz")[:2] == (200, "ready\n")
     probe.missing = ["model phantom-cxr is loading", "ledger: locked"]

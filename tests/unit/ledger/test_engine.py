@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 
 from dicom_xai.errors import ConfigError, InvariantError, LedgerBusyError
 from dicom_xai.ledger import Database, Disposition, Ledger
-from dicom_xai.ledger.engine import is_alive, note_event, owner_of, set_meta
+from dicom_xai.ledger.engine import note_event, set_meta
 from tests.make.ledger import LEASE_S, SENDER, an_instance, change, receive, rows, url_in
 
 GATE_S = 10.0
@@ -364,13 +364,3 @@ def test_a_reader_sees_one_state_while_others_write(database: Database) -> None:
         before = connection.exec_driver_sql(count).scalar_one()
         database.write(noting("meanwhile"))
         assert connection.exec_driver_sql(count).scalar_one() == before
-
-
-def test_a_claim_names_the_process_and_its_start() -> None:
-    ours = owner_of(os.getpid())
-    assert is_alive(ours)
-    assert not is_alive(f"{os.getpid()}:1")
-    assert not is_alive("")
-    with subprocess.Popen([sys.executable, "-c", ""]) as child:
-        child.wait()
-    assert owner_of(child.pid) == ""
