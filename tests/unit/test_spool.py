@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from dicom_xai import processes
 from dicom_xai.errors import InvariantError, OutOfResourcesError
 from dicom_xai.spool import Spool
 
@@ -252,26 +253,21 @@ def test_a_process_killed_in_the_middle_leaves_no_half_file_under_a_key(
 # ------------------------------------------------------------------ sweeping
 
 
-def leave_temp(folder: Path, boot: str, pid: int) -> Path:
+def leave_temp(folder: Path, boot: str, process: str) -> Path:
     key = "ab" + "0" * 30
-    path = folder / "ab" / f".{key}.{boot}.{pid}.tmp"
+    path = folder / "ab" / f".{key}.{boot}.{process}.tmp"
     path.write_bytes(b"half")
     return path
 
 
-def dead_pid() -> int:
-    with subprocess.Popen([sys.executable, "-c", ""]) as child:
-        child.wait()
-    return child.pid
-
-
 def test_what_dead_processes_left_is_swept_and_nothing_else(spool: Spool, tmp_path: Path) -> None:
     folder = tmp_path / "spool"
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    boot = processes.boot_id()
     key = spool.put([b"data"])
-    dead = leave_temp(folder, boot, dead_pid())
-    earlier = leave_temp(folder, "11111111-2222-3333-4444-555555555555", os.getpid())
-    alive = leave_temp(folder, boot, os.getpid())
+    us = processes.name_of(os.getpid())
+    dead = leave_temp(folder, boot, f"{os.getpid()}-1")  # our process id, used before us
+    earlier = leave_temp(folder, "11111111-2222-3333-4444-555555555555", us)
+    alive = leave_temp(folder, boot, us)
     foreign = folder / "ab/notes.txt"
     foreign.write_text("somebody's")
     assert spool.sweep() == 2
