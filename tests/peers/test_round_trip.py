@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ from dicom_xai.demo.site import Site
 from dicom_xai.spool import Spool
 from tests.make.books import metric, rows, wait_until_idle
 from tests.make.dcmtk import dcmtk, dump_complaints, rendered, storescu
-from tests.make.models import write_models
 from tests.make.orthanc import Orthanc, data_set
 from tests.make.studies import changed
 from tests.make.validators import dcentvfy_findings, dciodvfy_errors
@@ -101,9 +101,9 @@ class RoundTrip:
 
 
 @pytest.fixture(scope="module")
-def trip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RoundTrip]:
+def trip(tmp_path_factory: pytest.TempPathFactory, seeing_models: Path) -> Iterator[RoundTrip]:
     folder = tmp_path_factory.mktemp("round-trip")
-    models = write_models(folder / "models")
+    models = shutil.copytree(seeing_models, folder / "models")
     _see_half(models)
     with Orthanc(folder / "orthanc") as orthanc:
         settings = {"destinations": DESTINATIONS.format(port=orthanc.port)}
