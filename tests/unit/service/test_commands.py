@@ -1,0 +1,233 @@
+"""The commands as their users see them: what they print, and their exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from typer.testing import CliRunner
+
+from dicom_xai.cli import app, main
+from dicom_xai.demo.pacs import StandInPACS
+from dicom_xai.demo.phantom import chest, head_ct
+
+CONFIG = """
+receive:
+  listeners: [{{ae_title: DICOM_XAI, host: 127.0.0.1, port: 0}}]
+  allow: [{{ae_title: "*", network: 127.0.0.0/8}}]
+spool: {{directory: spool, min_free_bytes: 1000}}
+ledger: {{url: "sqlite:///ledger.db"}}
+models: {{directory: {models}}}
+devices: [cpu]
+routes: routes.yaml
+destinations:
+  pacs: {{type: dimse, ae_title: PACS, host: 127.0.0.1, port: {port}}}
+"""
+ROUTES = """
+routes:
+  - name: chest
+    when: {Modality: {in: [CR, DX]}}
+    trigger: instance
+    model: phantom-cxr
+    explain: [grad-cam]
+    send: [{object: sc, to: [pacs]}]
+tests:
+  - name: a radiograph is triaged
+    attributes: {Modality: DX}
+    expect: [chest]
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, model_folder: Path) -> Path:
+    path = tmp_path / "dicom-xai.yaml"
+    path.write_text(CONFIG.format(models=model_folder, port=9))
+    (tmp_path / "routes.yaml").write_text(ROUTES)
+    return path
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def edit(config: Path, before: str, after: str) -> None:
+    path = config.with_name("routes.yaml")
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+
+
+# ------------------------------------------------------------------ help
+
+
+def test_help_loads_no_torch():
+    code = (
+        "import sys\n"
+        "from dicom_xai.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(bool({'torch', 'onnxruntime', 'highdicom'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for command in ("run", "check", "demo", "explain", "send", "doctor", "ledger"):
+        assert command in done.stdout
+
+
+def test_a_missing_config_is_one_clear_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["dicom-xai", "run", "--config", str(tmp_path / "no.yaml")])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert (
+        capsys.readouterr().err.strip().endswith("error: cannot be read: No such file or directory")
+    )
+
+
+# ------------------------------------------------------------------ check
+
+
+def test_check_proves_files_routes_and_models(config):
+    done = run("check", "--config", str(config))
+    assert done.exit_code == 0, done.output
+    assert "bit-identical" in done.output
+    assert done.output.rstrip().endswith("clean")
+
+
+def test_check_says_warnings_with_exit_code_1(config):
+    edit(config, "when: {Modality: {in: [CR, DX]}}", "when: {}")
+    done = run("check", "--config", str(config))
+    assert done.exit_code == 1
+    assert "routes.yaml:4:11: warning: route 'chest': matches every image" in done.output
+
+
+def test_check_runs_the_routes_tests_and_points_at_the_one_that_fails(config):
+    edit(config, "Modality: DX}", "Modality: CT}")
+    done = run("check", "--config", str(config))
+    assert done.exit_code == 2
+    assert "routes.yaml:10:5: error: test 'a radiograph is triaged'" in done.output
+    assert "expected chest, found none" in done.output
+
+
+def test_check_knows_the_explainers(config):
+    edit(config, "grad-cam", "gradcam")
+    done = run("check", "--config", str(config))
+    assert done.exit_code == 2
+    assert "did you mean 'grad-cam'?" in done.output
+
+
+def test_check_speaks_json(config):
+    edit(config, "when: {Modality: {in: [CR, DX]}}", "when: {}")
+    done = run("check", "--json", "--config", str(config))
+    found = json.loads(done.stdout)
+    assert [problem["is_lint"] for problem in found["problems"]] == [True]
+    assert found["models"][0]["is_bit_identical"] is True
+
+
+# ------------------------------------------------------------------ explain
+
+
+def test_explain_writes_objects_and_pictures_without_network(tmp_path, model_folder):
+    phantom = chest(np.random.default_rng(1), findings={"consolidation"}, matrix=(256, 220))
+    source = tmp_path / "image.dcm"
+    source.write_bytes(phantom.files[0])
+    folder = tmp_path / "out"
+    done = run(
+        *("explain", str(source), "--model", "phantom-cxr", "--out", str(folder)),
+        *("--models", str(model_folder), "--device", "cpu"),
+    )
+    assert done.exit_code == 0, done.output
+    kinds = sorted(path.name.split("-")[0] + path.suffix for path in folder.iterdir())
+    assert kinds == ["sc.dcm", "sc.png", "seg.dcm"]
+    assert "PHANTOM" not in done.output
+
+
+def test_explain_groups_a_series_and_pictures_its_best_slices(tmp_path, model_folder):
+    phantom = head_ct(np.random.default_rng(2), slices=5, haemorrhage=True)
+    for number, file in enumerate(phantom.files):
+        (tmp_path / f"{number}.dcm").write_bytes(file)
+    files = [str(path) for path in tmp_path.glob("*.dcm")]
+    folder = tmp_path / "out"
+    done = run(
+        *("explain", *files, "--model", "phantom-ct-head", "--out", str(folder)),
+        *("--models", str(model_folder), "--device", "cpu"),
+    )
+    assert done.exit_code == 0, done.output
+    assert len(list(folder.glob("sc-*.dcm"))) == 3
+    assert len(list(folder.glob("seg-*.dcm"))) == 1
+
+
+def test_explain_says_why_a_file_cannot_be_done(tmp_path, model_folder):
+    phantom = chest(np.random.default_rng(1), matrix=(256, 220))
+    ds = dcmread(io.BytesIO(phantom.files[0]))
+    del ds.Rows
+    ds.save_as(tmp_path / "odd.dcm")
+    done = run(
+        *("explain", str(tmp_path / "odd.dcm"), "--model", "phantom-cxr"),
+        *("--out", str(tmp_path / "out"), "--models", str(model_folder), "--device", "cpu"),
+    )
+    assert done.exit_code == 1
+    assert "Rows" in done.output
+
+
+def test_explain_names_the_nearest_model(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "x"
+    path.write_text("no image")
+    arguments = ["explain", str(path), "--model", "phantom-cxrr", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["dicom-xai", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "did you mean 'phantom-cxr'?" in " ".join(capsys.readouterr().err.split())
+
+
+# ------------------------------------------------------------------ send, doctor, ledger
+
+
+def test_send_shows_each_answer(tmp_path):
+    phantom = chest(np.random.default_rng(3), views=("PA", "AP"), matrix=(128, 110))
+    for number, file in enumerate(phantom.files):
+        (tmp_path / f"{number}.dcm").write_bytes(file)
+    (tmp_path / "note.txt").write_text("no image")
+    with StandInPACS(tmp_path / "pacs") as pacs:
+        done = run("send", str(tmp_path), "--to", f"PACS@127.0.0.1:{pacs.port}")
+        assert len(pacs.kept) == 2
+    assert done.exit_code == 1  # one file was none
+    assert done.output.count("0x0000 delivered") == 2
+    assert "note.txt: not sent" in done.output
+
+
+def test_doctor_finds_what_an_admin_would_look_for(config, tmp_path):
+    with StandInPACS(tmp_path / "pacs") as pacs:
+        config.write_text(config.read_text().replace("port: 9}", f"port: {pacs.port}}}"))
+        done = run("doctor", "--json", "--config", str(config))
+    found = {item["what"]: item for item in json.loads(done.stdout)}
+    assert "C-ECHO" in found["destination pacs"]["found"]
+    assert found["destination pacs"]["severity"] == 0
+    assert found["device cpu"]["found"] == "is cpu"
+    assert found["queues"]["found"] == "empty"
+    assert done.exit_code == 1  # nobody listens: the service does not run
+
+
+def test_doctor_names_a_destination_that_does_not_answer(config):
+    done = run("doctor", "--json", "--config", str(config))
+    found = {item["what"]: item for item in json.loads(done.stdout)}
+    assert found["destination pacs"]["severity"] == 1
+    assert "refused the connection" in found["destination pacs"]["found"]
+
+
+def test_the_ledger_knows_nothing_of_a_study_that_never_came(config):
+    done = run("ledger", "why", "1.2.3", "--config", str(config))
+    assert done.exit_code == 1
+    assert "nothing is known about 1.2.3" in done.output
+
+
+def test_what_does_not_exist_cannot_be_retried(config):
+    for verb in (("retry", "7"), ("requeue", "7"), ("skip", "7")):
+        assert run("ledger", *verb, "--config", str(config)).exit_code == 1
