@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from dicom_xai.telemetry import Event
 TRANSFER_LEASE_S = 15.0
 #: Between two looks at deadlines and timers when nothing rings.
 LONGEST_WAIT_S = 1.0
+#: Associations may finish for so long when a reload changes who may send.
+RELOAD_GRACE_S = 5.0
 #: Between two rounds of retention.
 RETENTION_EVERY_S = 600.0
 
@@ -64,6 +67,7 @@ class Receiver:
 
     def start(self) -> None:
         """Recover what an earlier process left, then listen."""
+        _allow_many_files()
         removed = self._context.spool.sweep()
         if removed:
             self._context.log.warning(Event.SWEPT, count=removed)
@@ -104,7 +108,7 @@ class Receiver:
         old = self._policy.config
         policy = _policy(config)
         if config.service.receive != old.service.receive:
-            self._scp.stop(0.0)
+            self._scp.stop(RELOAD_GRACE_S)
             try:
                 scp = self._make_scp(config)
                 scp.start()
@@ -285,6 +289,12 @@ class Receiver:
             context.spool.delete(key)
         if keys:
             context.log.info(Event.SWEPT, count=len(keys))
+
+
+def _allow_many_files() -> None:
+    """Raise the soft limit on open files to the hard one: a connection takes about three."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _policy(config: Config) -> _Policy:

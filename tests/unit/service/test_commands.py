@@ -104,7 +104,7 @@ def test_check_says_warnings_with_exit_code_1(config):
     edit(config, "when: {Modality: {in: [CR, DX]}}", "when: {}")
     done = run("check", "--config", str(config))
     assert done.exit_code == 1
-    assert "routes.yaml:4:11: warning: route 'chest': matches every image" in done.output
+    assert "routes.yaml:4:5: warning: route 'chest': matches every image" in done.output
 
 
 def test_check_runs_the_routes_tests_and_points_at_the_one_that_fails(config):
