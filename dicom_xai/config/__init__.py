@@ -1,0 +1,94 @@
+"""The three YAML files an admin edits: one frozen model per section; load, check, nearest word.
+
+`service`, `routes` and `cards` are the files, `types` their single values; `reading` turns YAML
+into a model and says where it is wrong; `loading` checks the files against each other.
+
+Every scalar is read as text and typed by its model, so that ``NO``, ``0123`` and ``12:30`` never
+change an AE title or a code (PyYAML's YAML 1.1 resolver would read false, 83 and 750). Unknown and
+duplicate keys are errors. All problems of a file are reported at once, each with file, line and
+column and, where a word is wrong, the nearest known one.
+
+Relative paths are relative to the folder of the file in which they stand.
+"""
+
+from dicom_xai.config.cards import (
+    Code,
+    HeatmapScale,
+    InputKind,
+    ModelCard,
+    ModelClass,
+    ModelInput,
+    ModelOutput,
+    ResizeRule,
+    Windowing,
+    WindowSource,
+)
+from dicom_xai.config.loading import (
+    Config,
+    load,
+)
+from dicom_xai.config.reading import (
+    MAX_YAML_BYTES,
+    Problem,
+    ProblemsError,
+    parse,
+    read_yaml,
+)
+from dicom_xai.config.routes import (
+    Clause,
+    Route,
+    RoutesConfig,
+    RouteTest,
+    SendRule,
+    TriggerKind,
+)
+from dicom_xai.config.service import (
+    Allowed,
+    Compression,
+    Destination,
+    IgnoredKind,
+    Listener,
+    ReceiveConfig,
+    ServiceConfig,
+    parse_address,
+)
+from dicom_xai.config.types import (
+    SENDER_FACTS,
+    nearest,
+)
+
+__all__ = [
+    "MAX_YAML_BYTES",
+    "SENDER_FACTS",
+    "Allowed",
+    "Clause",
+    "Code",
+    "Compression",
+    "Config",
+    "Destination",
+    "HeatmapScale",
+    "IgnoredKind",
+    "InputKind",
+    "Listener",
+    "ModelCard",
+    "ModelClass",
+    "ModelInput",
+    "ModelOutput",
+    "Problem",
+    "ProblemsError",
+    "ReceiveConfig",
+    "ResizeRule",
+    "Route",
+    "RouteTest",
+    "RoutesConfig",
+    "SendRule",
+    "ServiceConfig",
+    "TriggerKind",
+    "WindowSource",
+    "Windowing",
+    "load",
+    "nearest",
+    "parse",
+    "parse_address",
+    "read_yaml",
+]

@@ -1,0 +1,146 @@
+"""config/models/NAME.yaml: what a model is, takes and gives."""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from dicom_xai.config.types import (
+    Bool,
+    Name,
+    Section,
+)
+from dicom_xai.study import Per
+
+
+class InputKind(StrEnum):
+    """What a model takes."""
+
+    IMAGE2D = "image2d"
+    SLICES = "slices"
+    VOLUME3D = "volume3d"
+
+
+class ResizeRule(StrEnum):
+    """How a frame meets the model's grid."""
+
+    LETTERBOX = "letterbox"  #: aspect kept, rest filled with the lowest value
+    STRETCH = "stretch"  #: both axes on their own
+
+
+class WindowSource(StrEnum):
+    """Where the window of the model's input comes from."""
+
+    FIXED = "fixed"  #: center and width of the card, in modality units
+    SOURCE = "source"  #: the image's own VOI, else the percentiles
+    PERCENTILE = "percentile"  #: low and high percentile of the valid pixels
+
+
+class Windowing(Section):
+    """How modality units become 0..1."""
+
+    source: WindowSource
+    center: float | None = Field(None, description="fixed: in modality units.")
+    width: float | None = Field(None, gt=0, description="fixed: in modality units.")
+    low_percentile: float = Field(0.5, ge=0, le=100)
+    high_percentile: float = Field(99.5, ge=0, le=100)
+
+    @model_validator(mode="after")
+    def _fixed_is_given(self) -> Windowing:
+        if self.source is WindowSource.FIXED and (self.center is None or self.width is None):
+            raise ValueError("windowing source fixed needs center and width")
+        if self.low_percentile >= self.high_percentile:
+            raise ValueError("low_percentile must be below high_percentile")
+        return self
+
+
+class ModelInput(Section):
+    """One input tensor."""
+
+    name: str = Field(description="The ONNX input's name.")
+    kind: InputKind
+    size: tuple[int, ...] = Field(min_length=2, max_length=3, description="rows, columns.")
+    windowing: Windowing
+    scaling: tuple[float, float] = Field(
+        (0.0, 1.0), description="What 0 and 1 after windowing become."
+    )
+    photometric: Literal["MONOCHROME1", "MONOCHROME2"] = Field(
+        "MONOCHROME2", description="Which end of the range the model sees as bright."
+    )
+    resize: ResizeRule = ResizeRule.LETTERBOX
+
+
+class Code(Section):
+    """A coded concept (PS3.3 Table 8.8-1)."""
+
+    value: str = Field(min_length=1, max_length=16)
+    scheme: str = Field(min_length=1, max_length=16)
+    meaning: str = Field(min_length=1, max_length=64)
+
+
+class ModelClass(Section):
+    """One class of a classifier."""
+
+    name: Name
+    label: str = Field(min_length=1, max_length=48, description="As the legend shows it; ASCII.")
+    threshold: float = Field(gt=0, lt=1, description="Positive at or above it.")
+    category: Code = Field(description="Segmented Property Category.")
+    type: Code = Field(description="Segmented Property Type.")
+
+
+class ModelOutput(Section):
+    """One output tensor."""
+
+    name: str = Field(description="The ONNX output's name.")
+    kind: Literal["classification", "segmentation"]
+    activation: Literal["sigmoid", "softmax", "none"] = Field(
+        description="What makes scores of the output; none = the output holds scores already."
+    )
+    classes: tuple[ModelClass, ...] = Field(min_length=1)
+
+
+class HeatmapScale(Section):
+    """The absolute scale of the maps, in the map's own unit."""
+
+    full_scale: float = Field(gt=0, description="Drawn in the strongest colour.")
+    threshold: float = Field(gt=0, description="Below it nothing is drawn and nothing segmented.")
+    layer: str = Field("auto", description="Tensor to explain; auto = last before pooling.")
+    measured: str = Field("", description="How and on what the two numbers were measured.")
+
+
+class ModelCard(Section):
+    """config/models/NAME.yaml: what a model is, takes and gives."""
+
+    name: Name
+    version: str = Field(min_length=1, max_length=32)
+    file: Path
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    intended_use: str = Field(min_length=1)
+    manufacturer: str = Field(min_length=1, max_length=64)
+    calibrated: Bool = Field(description="true: scores are calibrated probabilities.")
+    inputs: tuple[ModelInput, ...] = Field(min_length=1)
+    outputs: tuple[ModelOutput, ...] = Field(min_length=1)
+    heatmap: HeatmapScale
+    performance: dict[str, str] = Field(default_factory=dict, description="Figures, for people.")
+
+    @property
+    def classes(self) -> tuple[ModelClass, ...]:
+        """The classes of the first output."""
+        return self.outputs[0].classes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all that decides a result: the card's values, the file's hash among them."""
+        return hashlib.sha256(self.model_dump_json(exclude={"file"}).encode()).hexdigest()
+
+    @property
+    def default_per(self) -> Per:
+        """The unit a route works on when it does not say."""
+        return Per.INSTANCE if self.inputs[0].kind is InputKind.IMAGE2D else Per.SERIES

@@ -1,0 +1,175 @@
+"""config/dicom-xai.yaml: doors, disks, devices, destinations."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from dicom_xai.config.types import (
+    AETitle,
+    Name,
+    Network,
+    Port,
+    Seconds,
+    Section,
+)
+from dicom_xai.errors import ConfigError
+
+
+class Listener(Section):
+    """One AE title on one port."""
+
+    ae_title: AETitle = Field(description="Our AE title on this port; any other is rejected.")
+    host: str = Field("127.0.0.1", description="Address to bind.")
+    port: Port = Field(description="TCP port; 0 takes a free one (tests).")
+
+
+class Allowed(Section):
+    """Who may send."""
+
+    ae_title: AETitle = Field(description="Calling AE title; `*` for any.")
+    network: Network = Field(description="Source network, for example 10.1.2.0/24.")
+
+
+class IgnoredKind(StrEnum):
+    """Kinds of object that are kept but never routed."""
+
+    SR = "SR"
+    PR = "PR"
+    KO = "KO"
+    SEG = "SEG"
+    DOC = "DOC"
+
+
+class ReceiveConfig(Section):
+    """The door for images."""
+
+    listeners: tuple[Listener, ...] = Field(min_length=1, description="Where we listen.")
+    allow: tuple[Allowed, ...] = Field(min_length=1, description="Who may send; nobody else may.")
+    max_associations: int = Field(100, ge=1, le=10_000, description="At most so many at once.")
+    max_per_source: int = Field(20, ge=1, le=10_000, description="The same, for one address.")
+    accept_and_ignore: tuple[IgnoredKind, ...] = Field(
+        tuple(IgnoredKind), description="Kinds answered with Success and never routed."
+    )
+    acse_timeout_s: Seconds = Field(5.0, gt=0, description="For each step of association set-up.")
+    dimse_timeout_s: Seconds = Field(30.0, gt=0, description="Between messages of one operation.")
+    network_timeout_s: Seconds = Field(60.0, gt=0, description="An idle association is aborted.")
+
+    @model_validator(mode="after")
+    def _one_listener_for_each_title(self) -> ReceiveConfig:
+        """Listeners may share a port; then the called AE title tells them apart."""
+        taken: set[tuple[str, int, str]] = set()
+        for listener in self.listeners:
+            key = (listener.host, listener.port, listener.ae_title)
+            if listener.port and key in taken:
+                raise ValueError(
+                    f"two listeners are {listener.ae_title} on {listener.host}:{listener.port}"
+                )
+            taken.add(key)
+        return self
+
+
+class SpoolConfig(Section):
+    """Where bytes are kept."""
+
+    directory: Path = Field(description="A folder on a local disk.")
+    min_free_bytes: int = Field(2_000_000_000, ge=0, description="Below it C-STORE gets 0xA700.")
+    keep_days: float = Field(2.0, ge=0, description="Delivered studies stay so long.")
+
+
+def _ledger_url(text: str) -> str:
+    if not re.fullmatch(r"sqlite:///[^?#]+", text):
+        found = text.partition(":")[0]  # no more of it: a URL may hold a password
+        raise ValueError(f"found {found}, wanted sqlite:///PATH; other engines are not served")
+    return text
+
+
+class LedgerConfig(Section):
+    """Where facts are kept."""
+
+    url: Annotated[str, AfterValidator(_ledger_url)] = Field(
+        description="SQLAlchemy URL, for example sqlite:///../var/ledger.db"
+    )
+
+
+class ModelsConfig(Section):
+    """Where the model cards are."""
+
+    directory: Path = Field(description="A folder of NAME.yaml files with their .onnx beside them.")
+
+
+class Compression(StrEnum):
+    """How objects are compressed for a destination."""
+
+    NONE = "none"
+    RLE = "rle"
+    JPEG = "jpeg"  #: lossy, SC only; SEG goes uncompressed
+
+
+class Destination(Section):
+    """Where results go."""
+
+    type: Literal["dimse"] = Field(description="dimse: C-STORE to a storage SCP.")
+    ae_title: AETitle = Field(description="The destination's AE title.")
+    host: str = Field(min_length=1, description="Its address.")
+    port: int = Field(ge=1, le=65535, description="Its port.")
+    compress: Compression = Field(Compression.NONE, description="none | rle | jpeg (SC only).")
+    calling_ae_title: AETitle = Field("DICOM_XAI", description="Our AE title towards it.")
+
+
+class TelemetryConfig(Section):
+    """The HTTP face: /metrics, /livez, /readyz."""
+
+    host: str = Field("127.0.0.1", description="Address to bind.")
+    port: Port = Field(
+        9464, description="Port; a role started alone uses port, +1, +2 (receiver, worker, sender)."
+    )
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda:\d{1,2}", text):
+        raise ValueError("a device is auto, cpu or cuda:N")
+    return text
+
+
+class ServiceConfig(Section):
+    """config/dicom-xai.yaml"""
+
+    receive: ReceiveConfig
+    spool: SpoolConfig
+    ledger: LedgerConfig
+    models: ModelsConfig
+    devices: tuple[Annotated[str, AfterValidator(_device)], ...] = Field(
+        ("auto",), min_length=1, description="auto | cpu | cuda:N; one worker each."
+    )
+    routes: Path = Field(description="The routes file.")
+    destinations: dict[Name, Destination] = Field(description="By name.")
+    telemetry: TelemetryConfig = TelemetryConfig()
+
+
+def parse_address(text: str, calling_ae_title: str) -> Destination:
+    """A destination from ``AE@HOST:PORT``, for commands.
+
+    Raises
+    ------
+    ConfigError
+        It is written otherwise.
+    """
+    ae_title, _, rest = text.partition("@")
+    host, _, port = rest.rpartition(":")
+    values = {"ae_title": ae_title, "host": host, "port": port}
+    try:
+        return Destination.model_validate(
+            {"type": "dimse", "calling_ae_title": calling_ae_title, **values}
+        )
+    except ValidationError as error:
+        raise ConfigError(f"found {text!r}, wanted AE@HOST:PORT") from error
