@@ -22,7 +22,13 @@ Only onnx and numpy are needed::
 """
 
 from .compiler import COMPILER_VERSION, Compiled, Report, compile
-from .methods import METHODS, ExpectedGradients, IntegratedGradients, SmoothGrad
+from .methods import (
+    METHODS,
+    ExpectedGradients,
+    IntegratedGradients,
+    LayerwiseRelevance,
+    SmoothGrad,
+)
 from .select import BySeed, ByTarget, TopClasses
 
 __all__ = [
@@ -33,6 +39,7 @@ __all__ = [
     "Compiled",
     "ExpectedGradients",
     "IntegratedGradients",
+    "LayerwiseRelevance",
     "Report",
     "SmoothGrad",
     "TopClasses",

@@ -14,17 +14,21 @@ from onnx import TensorProto, helper
 from ..errors import ConfigError
 from .check import check_untouched
 from .emit import Graph, Tensor
-from .layers import explained_scores, image_input, is_pooled_linear, target_layer
+from .layers import (
+    explained_scores,
+    image_input,
+    is_homogeneous,
+    is_pooled_linear,
+    target_layer,
+)
 from .methods import (
     METHODS,
-    ExpectedGradients,
-    IntegratedGradients,
     Method,
-    SmoothGrad,
+    Parametrised,
     method_of,
 )
 from .methods.question import Question
-from .select import ByTarget, Chosen, Selection
+from .select import ByTarget, Chosen, Scores, Selection
 
 COMPILER_VERSION = "1"
 """Changes whenever a compiled file could; part of the key under which compiled files are kept."""
@@ -74,7 +78,7 @@ class Compiled:
 
 def compile(
     model: onnx.ModelProto,
-    method: str | IntegratedGradients | SmoothGrad | ExpectedGradients = "grad-cam",
+    method: str | Parametrised = "grad-cam",
     *,
     select: Selection = ByTarget(),  # noqa: B008
     layer: str = "auto",
@@ -148,10 +152,21 @@ def compile(
         layer=looked_at.name,
         layer_shape=looked_at.shape,
         backward=tuple(node.name for node in added),
-        equals=way.equals if is_linear else (),
+        equals=equal_methods(graph, way, scores, picture, is_linear=is_linear),
         warnings=way.warnings,
     )
     return Compiled(compiled, report)
+
+
+def equal_methods(
+    graph: Graph, way: Method, scores: Scores, picture: Tensor, *, is_linear: bool
+) -> tuple[str, ...]:
+    """Methods that are the same on this model, up to a positive factor."""
+    if is_linear and way.equals:
+        return way.equals
+    if way.equals_when_homogeneous and is_homogeneous(graph, scores, picture):
+        return way.equals_when_homogeneous
+    return ()
 
 
 def outputs(way: Method, questions: list[Question]) -> dict[str, Tensor]:

@@ -24,6 +24,14 @@ AFFINE = frozenset(
 )  # fmt: skip
 
 
+HOMOGENEOUS = AFFINE | POOLS | frozenset(
+    {"Conv", "ConvTranspose", "BatchNormalization", "Relu", "LeakyRelu", "PRelu", "MaxPool",
+     "AveragePool", "GlobalMaxPool", "ReduceMax", "ReduceSum", "Concat", "Split", "Slice", "Pad",
+     "Transpose", "Expand", "Sub", "Sum", "Resize"}
+)  # fmt: skip
+"""Operators that are linear on each side of their kinks."""
+
+
 def explained_scores(graph: Graph, output: str | None) -> Scores:
     """The explained output, before a final sigmoid or softmax.
 
@@ -226,3 +234,11 @@ def is_pooled_linear(graph: Graph, layer: Layer, scores: Scores) -> bool:
         node.op_type in AFFINE and sum(name in reached for name in node.input) == 1
         for node in nodes[1:]
     )
+
+
+def is_homogeneous(graph: Graph, scores: Scores, image: Tensor) -> bool:
+    """Whether the score is linear in the image wherever no kink is crossed, biases aside.
+
+    Then relevance under the epsilon rule is the image times the gradient.
+    """
+    return all(node.op_type in HOMOGENEOUS for node in path(graph, image.name, scores.tensor.name))

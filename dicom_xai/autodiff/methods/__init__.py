@@ -9,12 +9,15 @@ from ..emit import Tensor
 from . import cam, gradient
 from .path import ExpectedGradients, IntegratedGradients, SmoothGrad
 from .question import Answer, Method, Question
+from .relevance import LayerwiseRelevance, attn_lrp
 
 __all__ = [
     "METHODS",
     "ExpectedGradients",
     "IntegratedGradients",
+    "LayerwiseRelevance",
     "Method",
+    "Parametrised",
     "SmoothGrad",
     "method_of",
 ]
@@ -78,7 +81,10 @@ METHODS = MappingProxyType(
                 warnings=(ONE_COMPONENT,),
             ),
             Method("saliency", "image", gradient.saliency),
-            Method("input-x-gradient", "image", gradient.input_x_gradient),
+            Method(
+                "input-x-gradient", "image", gradient.input_x_gradient,
+                equals_when_homogeneous=("lrp-epsilon", "attn-lrp"),
+            ),
             Method(
                 "guided-backpropagation", "image", gradient.guided_backpropagation,
                 warnings=(PERSUASIVE,),
@@ -87,19 +93,38 @@ METHODS = MappingProxyType(
             Method("guided-grad-cam", "both", gradient.guided_grad_cam, warnings=(PERSUASIVE,)),
             Method("integrated-gradients", "image", IntegratedGradients()),
             Method("smoothgrad", "image", SmoothGrad()),
+            Method("lrp", "image", LayerwiseRelevance()),
+            Method(
+                "lrp-epsilon", "image", LayerwiseRelevance("epsilon"),
+                equals_when_homogeneous=("input-x-gradient", "attn-lrp"),
+            ),
+            Method("lrp-epsilon-plus", "image", LayerwiseRelevance("epsilon-plus")),
+            Method("lrp-alpha-beta", "image", LayerwiseRelevance("alpha-beta")),
+            Method("deep-taylor", "image", LayerwiseRelevance("deep-taylor")),
+            Method(
+                "attn-lrp", "image", attn_lrp,
+                equals_when_homogeneous=("input-x-gradient", "lrp-epsilon"),
+            ),
         )
     }
 )  # fmt: skip
 """Methods by the name under which a card or a command asks for them."""
 
 
-def method_of(given: str | IntegratedGradients | SmoothGrad | ExpectedGradients) -> Method | None:
+Parametrised = IntegratedGradients | SmoothGrad | ExpectedGradients | LayerwiseRelevance
+"""Methods that can be given parameters of their own."""
+
+NAMES = {
+    IntegratedGradients: "integrated-gradients",
+    SmoothGrad: "smoothgrad",
+    ExpectedGradients: "expected-gradients",
+}
+
+
+def method_of(given: str | Parametrised) -> Method | None:
     """A method by name, or one with parameters of its own; None for a name that is unknown."""
     if isinstance(given, str):
         return METHODS.get(given)
-    names = {
-        IntegratedGradients: "integrated-gradients",
-        SmoothGrad: "smoothgrad",
-        ExpectedGradients: "expected-gradients",
-    }
-    return Method(names[type(given)], "image", given)
+    if isinstance(given, LayerwiseRelevance):
+        return Method(f"lrp-{given.composite}", "image", given)
+    return Method(NAMES[type(given)], "image", given)

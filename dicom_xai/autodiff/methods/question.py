@@ -98,6 +98,8 @@ class Method:
     equals : tuple of str
         Methods with the same map, up to a positive factor, where the score is the pooled layer
         through one affine map.
+    equals_when_homogeneous : tuple of str
+        The same, where every activation between image and score is linear on either side of 0.
     needs_pooled_linear : bool
         Whether the method is defined for such models only.
     warnings : tuple of str
@@ -108,5 +110,6 @@ class Method:
     looks_at: Literal["layer", "image", "both"]
     explain: Callable[[Question], Answer]
     equals: tuple[str, ...] = ()
+    equals_when_homogeneous: tuple[str, ...] = ()
     needs_pooled_linear: bool = False
     warnings: tuple[str, ...] = ()

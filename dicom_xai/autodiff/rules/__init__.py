@@ -10,6 +10,7 @@ from __future__ import annotations
 from ..call import Rules
 from . import (
     activation,
+    attention,
     elementwise,
     guided,
     index,
@@ -41,3 +42,6 @@ GUIDED = guided.replaced(GRADIENT, guided.guided_relu)
 
 DECONVNET = guided.replaced(GRADIENT, guided.deconvnet_relu)
 """Deconvnet."""
+
+ATTNLRP = attention.replaced(GRADIENT)
+"""AttnLRP; LRP's own tables are built per graph, see `relevance`."""

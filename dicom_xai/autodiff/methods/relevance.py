@@ -1,0 +1,100 @@
+"""Relevance maps: the score taken apart layer by layer until it lies on the image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ...errors import ConfigError
+from ..backward import pull_back
+from ..call import Rules
+from ..emit import Tensor
+from ..rules import ATTNLRP, GRADIENT
+from ..rules import relevance as rules
+from .question import Answer, Question
+
+Composite = Literal[
+    "epsilon", "epsilon-plus", "alpha-beta", "epsilon-plus-flat", "epsilon-gamma-box", "deep-taylor"
+]
+
+
+@dataclass(frozen=True)
+class LayerwiseRelevance:
+    """Layer-wise relevance propagation under a composite of rules.
+
+    Parameters
+    ----------
+    composite : str
+        ``epsilon`` everywhere; ``epsilon-plus`` (z+ for convolutions, epsilon for dense layers);
+        ``alpha-beta`` (2, 1 for convolutions); ``epsilon-plus-flat`` (first layer flat);
+        ``epsilon-gamma-box`` (gamma for convolutions, z^B first); ``deep-taylor`` (z+ everywhere,
+        first layer z^B within the bounds, w^2 without bounds).
+    epsilon, gamma : float
+        Parameters of the rules of those names.
+    low, high : float, optional
+        Bounds of the image in the model input's unit, for z^B: what the window or the stored bits
+        allow, not what this image holds.
+
+    Notes
+    -----
+    BatchNormalization is an affine layer of its own under the epsilon rule. That is the same as
+    folding it for ``epsilon``; for the others have it folded into the convolution before it, as
+    exporters do.
+    """
+
+    composite: Composite = "epsilon-plus-flat"
+    epsilon: float = 1e-6
+    gamma: float = 0.25
+    low: float | None = None
+    high: float | None = None
+
+    def __call__(self, q: Question) -> Answer:
+        """The map; relevance of all channels of a pixel is summed."""
+        start = q.scores.tensor * q.seed
+        if self.composite == "deep-taylor":
+            start = q.graph.op("Relu", start)
+        score = q.scores.tensor.name
+        found = pull_back(q.graph, q.graph.forward, {score: start}, [q.image.name], self.rules(q))
+        if q.image.name not in found:
+            raise ConfigError(f"no relevance of {score!r} reaches the image")
+        return Answer(found[q.image.name].sum([1]), {})
+
+    def rules(self, q: Question) -> Rules:
+        """The table of this composite on this graph."""
+        epsilon = rules.linear_rule(GRADIENT, rules.EPSILON, self.epsilon)
+        plus = rules.linear_rule(GRADIENT, rules.POSITIVE)
+        match self.composite:
+            case "epsilon":
+                return rules.table(GRADIENT, epsilon, epsilon)
+            case "epsilon-plus":
+                return rules.table(GRADIENT, plus, epsilon)
+            case "alpha-beta":
+                return rules.table(GRADIENT, rules.alpha_beta_rule(GRADIENT, 2, 1), epsilon)
+            case "epsilon-plus-flat":
+                flat = rules.linear_rule(GRADIENT, rules.FLAT)
+                table = rules.table(GRADIENT, plus, epsilon)
+                return rules.with_first(table, flat, q.graph, q.image.name)
+            case "epsilon-gamma-box":
+                table = rules.table(GRADIENT, rules.gamma_rule(GRADIENT, self.gamma), epsilon)
+                first = rules.linear_rule(GRADIENT, rules.box(*self.bounds()))
+                return rules.with_first(table, first, q.graph, q.image.name)
+            case "deep-taylor":
+                terms = rules.SQUARED if self.low is None else rules.box(*self.bounds())
+                table = rules.table(GRADIENT, plus, plus)
+                first = rules.linear_rule(GRADIENT, terms)
+                return rules.with_first(table, first, q.graph, q.image.name)
+
+    def bounds(self) -> tuple[float, float]:
+        """The box, which must be given."""
+        if self.low is None or self.high is None:
+            raise ConfigError(
+                f"{self.composite} needs the bounds of the image, low and high, in the model "
+                "input's unit"
+            )
+        return self.low, self.high
+
+
+def attn_lrp(q: Question) -> Answer:
+    """AttnLRP: the image times the gradient under its rules, summed over channels."""
+    arrived: Tensor = q.gradient(q.image, ATTNLRP)
+    return Answer((q.image * arrived).sum([1]), {})

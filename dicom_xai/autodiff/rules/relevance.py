@@ -1,0 +1,250 @@
+"""Layer-wise relevance propagation: what the walk hands on is relevance, not a derivative.
+
+A linear layer with input a, weights w and output z gives ``R_i = sum_j a_i w_ij / z_j R_j``, which
+is its own vector-Jacobian product: ``a * VJP(R / z)``. The rules differ in which parts of a and w
+take part (`Term`). Bach et al. 2015; Montavon et al. 2019, "Layer-Wise Relevance Propagation: An
+Overview", table 1. Biases take their share of relevance with them, as in zennit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ..call import Call, Cotangents, Rule, Rules
+from ..emit import Graph, Tensor
+
+STABILISER = 1e-6
+"""Keeps denominators from 0; Epsilon's own epsilon is a parameter."""
+
+LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+HOMOGENEOUS = (
+    "Add", "Sub", "Sum", "Mean", "BatchNormalization", "AveragePool", "GlobalAveragePool",
+    "ReduceMean", "ReduceSum", "Resize",
+)  # fmt: skip
+"""Operators that share relevance out by each input's part of the output."""
+
+SCALED = ("Mul", "Div")
+"""The same, where one operand is constant."""
+
+REARRANGED = (
+    "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Concat", "Split", "Slice",
+    "Pad", "Gather", "Identity", "Dropout", "Cast", "MaxPool", "GlobalMaxPool", "ReduceMax",
+    "DepthToSpace", "SpaceToDepth",
+)  # fmt: skip
+"""Operators that hand relevance on as they hand on a derivative; a maximum's winner takes all."""
+
+PASSED = (
+    "Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Softplus", "ThresholdedRelu", "Tanh",
+    "Gelu", "Swish", "Mish", "HardSwish", "Clip",
+)  # fmt: skip
+"""Activations: relevance goes through unchanged."""
+
+Part = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of a linear layer: some of its input times some of its weights.
+
+    Attributes
+    ----------
+    data, weights : callable
+        Which part.
+    bias : callable or None
+        Which part of the bias; None for no bias.
+    sign : float
+        Whether the part is added or taken off.
+    """
+
+    data: Part
+    weights: Part
+    bias: Part | None
+    sign: float = 1.0
+
+
+def whole(x: Tensor) -> Tensor:
+    """All of it."""
+    return x
+
+
+def positive(x: Tensor) -> Tensor:
+    """max(x, 0)."""
+    return x.graph.op("Relu", x)
+
+
+def negative(x: Tensor) -> Tensor:
+    """min(x, 0)."""
+    return -x.graph.op("Relu", -x)
+
+
+def ones(x: Tensor) -> Tensor:
+    """1 everywhere."""
+    return x.graph.scalar(1, x.dtype).expand_like(x)
+
+
+def level(value: float) -> Part:
+    """One number everywhere."""
+    return lambda x: x.graph.scalar(value, x.dtype).expand_like(x)
+
+
+def more(gamma: float, part: Part) -> Part:
+    """Weights with one part of them emphasised."""
+    return lambda w: w + part(w) * gamma
+
+
+EPSILON = (Term(whole, whole, whole),)
+POSITIVE = (Term(positive, positive, positive), Term(negative, negative, None))
+NEGATIVE = (Term(positive, negative, negative), Term(negative, positive, None))
+FLAT = (Term(ones, ones, None),)
+SQUARED = (Term(ones, lambda w: w * w, lambda b: b * b),)
+
+
+def box(low: float, high: float) -> tuple[Term, ...]:
+    """z^B for inputs between two bounds; Montavon et al. 2017, equation 17."""
+    return (
+        Term(whole, whole, whole),
+        Term(level(low), positive, positive, -1.0),
+        Term(level(high), negative, negative, -1.0),
+    )
+
+
+def stabilised(z: Tensor, epsilon: float) -> Tensor:
+    """z moved away from 0 by epsilon."""
+    return z + z.graph.where(z < 0, -z.graph.scalar(epsilon, z.dtype), epsilon)
+
+
+def shared_out(
+    gradient: Rules, n: Call, r: Tensor, terms: Sequence[Term], epsilon: float = STABILISER
+) -> Tensor:
+    """Relevance of the data of a linear layer, of which only some terms count."""
+    calls = [again(n, term) for term in terms]
+    z = calls[0].output() * terms[0].sign
+    for call, term in zip(calls[1:], terms[1:], strict=True):
+        z = z + call.output() * term.sign
+    s = r / stabilised(z, epsilon)
+    found: Tensor | None = None
+    for call, term in zip(calls, terms, strict=True):
+        given = gradient[n.node.op_type](call, s)
+        g = given if isinstance(given, Tensor) or given is None else given[0]
+        assert g is not None
+        part = call.input() * g * term.sign
+        found = part if found is None else found + part
+    assert found is not None
+    return found
+
+
+def again(n: Call, term: Term) -> Call:
+    """The same linear node of other operands."""
+    data, weights, bias = term.data(n.input(0)), term.weights(n.input(1)), n.optional(2)
+    operands: list[Tensor | None] = [data, weights]
+    if bias is not None and term.bias is not None:
+        operands.append(term.bias(bias))
+    z = n.graph.op(n.node.op_type, *operands, **n.attributes)
+    return replace(n, x=tuple(operands), y=(z,), wanted=(True, False, False)[: len(operands)])
+
+
+def linear_rule(gradient: Rules, terms: Sequence[Term], epsilon: float = STABILISER) -> Rule:
+    """The rule of a linear layer for these terms."""
+
+    def rule(n: Call, r: Tensor) -> Cotangents:
+        check_weights(n)
+        return shared_out(gradient, n, r, terms, epsilon)
+
+    return rule
+
+
+def alpha_beta_rule(gradient: Rules, alpha: float, beta: float) -> Rule:
+    """alpha times the positive contributions less beta times the negative; alpha - beta = 1."""
+
+    def rule(n: Call, r: Tensor) -> Cotangents:
+        check_weights(n)
+        gain = shared_out(gradient, n, r, POSITIVE) * alpha
+        return gain - shared_out(gradient, n, r, NEGATIVE) * beta if beta else gain
+
+    return rule
+
+
+def gamma_rule(gradient: Rules, gamma: float) -> Rule:
+    """Contributions that go along with the output's sign count 1 + gamma times.
+
+    The form for inputs of either sign, as in zennit.
+    """
+    up = (Term(positive, more(gamma, positive), more(gamma, positive)),
+          Term(negative, more(gamma, negative), None))  # fmt: skip
+    down = (Term(positive, more(gamma, negative), more(gamma, negative)),
+            Term(negative, more(gamma, positive), None))  # fmt: skip
+
+    def rule(n: Call, r: Tensor) -> Cotangents:
+        check_weights(n)
+        z, where = n.output(), n.graph.where
+        above = shared_out(gradient, n, where(z > 0, r, 0), up)
+        return above + shared_out(gradient, n, where(z < 0, r, 0), down)
+
+    return rule
+
+
+def check_weights(n: Call) -> None:
+    """Refuse a product of two things that both depend on the image."""
+    if n.wanted[1] or not n.wanted[0]:
+        raise n.refuse("relevance of a product of two activations is undefined here; use attn-lrp")
+
+
+def shared_rule(gradient: Rules, op_type: str) -> Rule:
+    """Each input gets the part of the relevance that its part of the output is."""
+
+    def rule(n: Call, r: Tensor) -> Cotangents:
+        if op_type in SCALED and sum(n.wanted) > 1:
+            raise n.refuse("relevance of a product of two activations is undefined; use attn-lrp")
+        given = gradient[op_type](n, r / stabilised(n.output(), STABILISER))
+        grads = (given,) if isinstance(given, Tensor) or given is None else tuple(given)
+        pairs = zip(n.x, grads, n.wanted, strict=False)
+        return [x * g if x is not None and g is not None and w else None for x, g, w in pairs]
+
+    return rule
+
+
+def passed(n: Call, r: Tensor) -> Cotangents:
+    """Unchanged."""
+    return r
+
+
+def table(gradient: Rules, convolution: Rule, dense: Rule) -> Rules:
+    """A table of relevance rules.
+
+    Parameters
+    ----------
+    gradient : mapping of str to Rule
+    convolution, dense : Rule
+        For convolutions, and for Gemm and MatMul.
+    """
+    return {
+        **{name: gradient[name] for name in REARRANGED},
+        **{name: shared_rule(gradient, name) for name in (*HOMOGENEOUS, *SCALED)},
+        **dict.fromkeys(PASSED, passed),
+        **dict.fromkeys(CONVOLUTIONS, convolution),
+        "Gemm": dense,
+        "MatMul": dense,
+    }
+
+
+def with_first(rules: Rules, first: Rule, graph: Graph, image: str) -> Rules:
+    """The table with another rule for the linear layers that see the image itself."""
+    seen, firsts = {image}, set()
+    for node in graph.forward:
+        if seen.isdisjoint(node.input):
+            continue
+        if node.op_type in LINEAR:
+            firsts.add(node.output[0])
+        else:
+            seen.update(node.output)
+
+    def choose(rule: Rule) -> Rule:
+        def chosen(n: Call, r: Tensor) -> Cotangents:
+            return (first if n.node.output[0] in firsts else rule)(n, r)
+
+        return chosen
+
+    return {**rules, **{name: choose(rules[name]) for name in LINEAR}}
