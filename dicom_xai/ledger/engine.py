@@ -112,10 +112,19 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Give a connection that sees one consistent state."""
-        with self._engine.connect() as connection:
-            connection.exec_driver_sql("BEGIN")
-            yield connection
+        """Give a connection that sees one consistent state.
+
+        Raises
+        ------
+        LedgerBusyError
+            The database cannot be read now.
+        """
+        try:
+            with self._engine.connect() as connection:
+                connection.exec_driver_sql("BEGIN")
+                yield connection
+        except DBAPIError as error:
+            raise LedgerBusyError(f"the ledger {self.path.name} cannot be read") from error
 
     def close(self) -> None:
         """Finish what is queued and close all connections."""

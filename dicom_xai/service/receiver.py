@@ -57,6 +57,7 @@ class Receiver:
         self._loop = threading.Thread(target=self._complete_forever, name="completion")
         self._failure: BaseException | None = None
         self._swept_at = float("-inf")
+        self._retention = threading.Thread(target=self._forget)
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -99,9 +100,11 @@ class Receiver:
             self._context.log.warning(Event.RECOVERED, count=lost)
             ledger.ring("receiver")
         ledger.upkeep.tick()
-        if ledger.now() - self._swept_at > RETENTION_EVERY_S:
+        if ledger.now() - self._swept_at > RETENTION_EVERY_S and not self._retention.is_alive():
             self._swept_at = ledger.now()
-            self._forget()
+            # a thread of its own: a large spool takes longer than a role may be silent
+            self._retention = threading.Thread(target=self._forget, name="retention", daemon=True)
+            self._retention.start()
 
     def use(self, config: Config) -> None:
         """Route by another config; listen anew only when the receive section changed."""
@@ -277,6 +280,12 @@ class Receiver:
 
     def _forget(self) -> None:
         """Delete what is delivered and old, and files that no row knows."""
+        try:
+            self._forget_now()
+        except (DicomXaiError, OSError) as error:  # the next round tries again
+            self._context.log.exception(Event.SWEPT, error)
+
+    def _forget_now(self) -> None:
         context = self._context
         keys = context.ledger.upkeep.expire(self._policy.config.service.spool.keep_days)
         now = time.time()  # file times are in it; ORPHAN_AGE_S allows for its jumps

@@ -302,6 +302,11 @@ class Worker:
         name = model.card.name if model is not None else ""
 
         def read(instance: Instance) -> bytes:
+            if not instance.spool_key:
+                raise StudyError(
+                    f"the bytes of SOP Instance {instance.sop_instance_uid} were deleted after "
+                    "spool.keep_days; send the study again"
+                )
             try:
                 return self._context.spool.read(instance.spool_key)
             except OSError as error:
