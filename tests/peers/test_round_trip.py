@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +22,10 @@ from dicom_xai import identity
 from dicom_xai.demo.phantom import Phantom, chest, head_ct
 from dicom_xai.demo.site import Site
 from dicom_xai.spool import Spool
-from tests.make.books import metric, rows, wait_until_idle
+from tests.make.books import deliveries_of, metric, rows, wait_for_jobs, wait_until_idle
 from tests.make.dcmtk import dcmtk, dump_complaints, rendered, storescu
 from tests.make.orthanc import Orthanc, data_set
-from tests.make.studies import changed
+from tests.make.studies import a_radiograph, changed, study_of
 from tests.make.validators import dcentvfy_findings, dciodvfy_errors
 
 pytestmark = [pytest.mark.peers, pytest.mark.slow]
@@ -204,6 +205,32 @@ def test_the_same_file_again_is_a_success_and_no_second_result(trip: RoundTrip) 
     assert storescu(trip.site.port, [source]) == {source: "Success"}
     wait_until_idle(trip.site.folder)
     assert len(rows(trip.site.folder, "SELECT id FROM result")) == before
+
+
+def test_other_content_under_a_known_uid_is_refused_and_changes_nothing(
+    trip: RoundTrip, tmp_path: Path
+) -> None:
+    before = rows(trip.site.folder, "SELECT sha256 FROM result")
+    other = tmp_path / "other.dcm"
+    other.write_bytes(changed(trip.sources["dx"][0].read_bytes(), SeriesDescription="Another"))
+    # DCMTK has no word for it in storage (PS3.7 C.5.6)
+    assert storescu(trip.site.port, [other]) == {other: "Unknown Status: 0x111"}
+    wait_until_idle(trip.site.folder)
+    assert rows(trip.site.folder, "SELECT sha256 FROM result") == before
+    kept = "SELECT id FROM instance WHERE disposition = 'quarantined'"
+    assert len(rows(trip.site.folder, kept)) == 1
+
+
+def test_three_senders_at_once_are_all_served(trip: RoundTrip, tmp_path: Path) -> None:
+    phantoms = [a_radiograph() for _ in range(3)]
+    files = [_write(tmp_path / str(number), each) for number, each in enumerate(phantoms)]
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda paths: storescu(trip.site.port, paths), files))
+    assert [set(each.values()) for each in answers] == [{"Success"}] * 3
+    for phantom in phantoms:
+        (job,) = wait_for_jobs(trip.site, study_of(phantom))
+        assert job["state"] == "done"
+        assert {row["state"] for row in deliveries_of(trip.site, study_of(phantom))} == {"sent"}
 
 
 def test_our_own_results_sent_back_are_taken_and_never_routed(trip: RoundTrip) -> None:
