@@ -17,7 +17,16 @@ from dicom_xai.explain.choose import Choice, choose
 from dicom_xai.explain.heatmap import explain, to_source
 from dicom_xai.explain.served import ServedModel
 from dicom_xai.stages import Deadline, Stage
-from dicom_xai.study import Explanation, Finding, Frame, Instance, Job, ObjectKind, Volume
+from dicom_xai.study import (
+    Explanation,
+    Finding,
+    Frame,
+    Instance,
+    Job,
+    ObjectKind,
+    Purpose,
+    Volume,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -188,6 +197,10 @@ def _choose(
     if job.explainer:
         name = "" if job.explainer == PREDICTION_ONLY else job.explainer
         return Choice(name, "" if name else "prediction first, map to follow")
+    if job.purpose is not Purpose.TRIAGE:
+        # it owes what the first answer left out; to leave it out again would never end
+        tools.fix_explainer(route.explain[0])
+        return Choice(route.explain[0])
     choice = choose(
         route.explain,
         model.costs.explained_s,

@@ -6,10 +6,13 @@ and Grad-CAM are the real ones. What they find means nothing; that they find it 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import torch
 
 from dicom_xai.demo.networks import SmallResNet
@@ -33,6 +36,21 @@ def write_models(folder: Path) -> Path:
     return folder
 
 
+def write_costly_model(folder: Path) -> Path:
+    """Add ``costly-ct``: for CT slices, and many times dearer to explain than to run.
+
+    It is the chest model's file with three classes, explained at its first layer, so that three
+    passes go back through nearly all of it.
+    """
+    chest, head = TASKS["cxr"], TASKS["ct-head"]
+    path = folder / f"{chest.name}.onnx"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    first = next(node for node in onnx.load(path).graph.node if node.op_type == "Relu")
+    task = replace(chest, spec=head.spec)
+    _write_card(folder, "costly-ct", task, digest, _ALWAYS, layer=first.output[0])
+    return folder
+
+
 def _export(task: Task, path: Path) -> str:
     torch.manual_seed(7)
     model = SmallResNet(len(task.classes)).eval()
@@ -46,7 +64,9 @@ def _export(task: Task, path: Path) -> str:
         return export(model, task, path)
 
 
-def _write_card(folder: Path, name: str, task: Task, digest: str, threshold: float) -> None:
+def _write_card(
+    folder: Path, name: str, task: Task, digest: str, threshold: float, layer: str = "auto"
+) -> None:
     """A card in JSON, which is YAML too."""
     category = {"value": "49755003", "scheme": "SCT", "meaning": "Morphologically Abnormal"}
     classes = [
@@ -70,6 +90,6 @@ def _write_card(folder: Path, name: str, task: Task, digest: str, threshold: flo
         "calibrated": False,
         "inputs": [json.loads(task.spec.model_dump_json(exclude_none=True))],
         "outputs": [{**output, "classes": classes}],
-        "heatmap": {"full_scale": 1, "threshold": f"{_ALWAYS:.9f}"},
+        "heatmap": {"full_scale": 1, "threshold": f"{_ALWAYS:.9f}", "layer": layer},
     }
     (folder / f"{name}.yaml").write_text(json.dumps(card, indent=2))
