@@ -30,7 +30,7 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from dicom_xai.errors import ConfigError, DicomXaiError, InvariantError
+from dicom_xai.errors import ConfigError, DicomXaiError, InvariantError, LedgerBusyError
 from dicom_xai.stages import Stage
 
 if TYPE_CHECKING:
@@ -195,8 +195,14 @@ class LedgerCollector(Collector):
         self._read = read
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the gauges' families."""
-        state = self._read()
+        """Yield the gauges' families; when the ledger does not answer, that alone."""
+        up = "Whether the ledger answers."
+        try:
+            state = self._read()
+        except LedgerBusyError:
+            yield GaugeMetricFamily("dicom_xai_ledger_up", up, value=0)
+            return
+        yield GaugeMetricFamily("dicom_xai_ledger_up", up, value=1)
         depth = GaugeMetricFamily(
             "dicom_xai_queue_depth_rows", "Rows waiting, by queue.", labels=["queue"]
         )
@@ -244,9 +250,36 @@ class BuildCollector(Collector):
         yield InfoMetricFamily("dicom_xai_build", "What runs.", value=info)
 
 
-def join_processes(registry: CollectorRegistry, folder: str) -> None:
-    """Let a registry show the sum of all processes that write into `folder`."""
-    MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]  # library has none
+class _ProcessesCollector(Collector):
+    """The sum of what this process and its children counted, each series once."""
+
+    def __init__(self, folder: str, own: CollectorRegistry) -> None:
+        self._own = own
+        # the library has no types; without a registry it shows nothing by itself
+        children = MultiProcessCollector(None, folder)  # type: ignore[no-untyped-call]
+        self._collect_children: Callable[[], Iterable[Metric]] = children.collect
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield each family once."""
+        families: dict[str, Metric] = {}
+        sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+        for family in [*self._own.collect(), *self._collect_children()]:
+            families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            into = sums.setdefault(family.name, {})
+            for sample in family.samples:
+                key = sample.name, tuple(sorted(sample.labels.items()))
+                into[key] = into.get(key, 0.0) + sample.value
+        for name, family in families.items():
+            for (sample_name, labels), value in sums[name].items():
+                family.add_sample(sample_name, dict(labels), value)
+            yield family
+
+
+def join_processes(
+    registry: CollectorRegistry, folder: str, own: CollectorRegistry | None = None
+) -> None:
+    """Let `registry` show the sum of all processes that write into `folder`, and of `own`."""
+    registry.register(_ProcessesCollector(folder, own or CollectorRegistry()))
 
 
 # ------------------------------------------------------------------ log events

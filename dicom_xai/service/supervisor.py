@@ -105,9 +105,8 @@ class Supervisor:
             signal.signal(number, lambda *_: self._stopping.set())
         signal.signal(signal.SIGHUP, lambda *_: self._reload.set())
         folder = Path(tempfile.mkdtemp(prefix="dicom-xai-"))
-        registry = Registry()
-        context = open_context(config, "supervisor", registry, self.log)
-        face = self._face(config, context, registry, folder)
+        context = open_context(config, "supervisor", Registry(), self.log)
+        face = self._face(config, context, folder)
         try:
             self._children = _children(config, folder)
             for child in self._children:
@@ -237,8 +236,9 @@ class Supervisor:
         for child in self._children:
             child.socket.close()
 
-    def _face(self, config: Config, context: Context, registry: Registry, folder: Path) -> HTTPFace:
-        join_processes(registry, str(folder))
+    def _face(self, config: Config, context: Context, folder: Path) -> HTTPFace:
+        registry = Registry()
+        join_processes(registry, str(folder), context.metrics.registry)
         registry.register(LedgerCollector(lambda: ledger_state(context.ledger, context.spool)))
         registry.register(BuildCollector(__version__, lambda: self._revision))
         telemetry = config.service.telemetry

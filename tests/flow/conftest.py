@@ -6,6 +6,7 @@ calling AE title, so that a test picks a behaviour by the name it sends under.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,9 +148,7 @@ class Hospital:
 
 
 @pytest.fixture(scope="session")
-def hospital(
-    models: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Hospital]:
+def hospital(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
     folder = tmp_path_factory.mktemp("hospital")
     with StandInPACS(folder / "flaky", "FLAKY") as flaky:
         narrow = NarrowPACS()
@@ -195,3 +194,11 @@ def new_site(models: Path, tmp_path: Path) -> Iterator[Callable[..., Site]]:
 
 #: Only what needs the one destination that every site has.
 ROUTES_TO_PACS = ROUTES.partition("  - name: two-destinations")[0]
+
+
+@pytest.fixture(scope="module")
+def models_of_its_own(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Site]:
+    """Make a site whose model cards a test may edit: they lie beside it."""
+    folder = tmp_path_factory.mktemp("own")
+    shutil.copytree(models, folder / "models")
+    return lambda: Site(folder / "site", models=folder / "models", routes=ROUTES_TO_PACS)

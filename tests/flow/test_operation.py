@@ -1,0 +1,188 @@
+"""What ops and admins see and do: probes, reloads, shutdown."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from dicom_xai.deliver.storage_scu import StorageSCU
+from dicom_xai.demo.site import Site
+from tests.flow.conftest import ROUTES_TO_PACS
+from tests.make.books import answers, metric, rows, wait_for_jobs, wait_until
+from tests.make.command import START_TIMEOUT_S, Running
+from tests.make.studies import a_head, a_radiograph, study_of
+
+#: Supervisor, receiver, worker and sender.
+_WHO_RELOADS = 4
+
+
+@pytest.fixture(scope="module")
+def service(
+    models_of_its_own: Callable[[], Site],
+) -> Iterator[tuple[Site, Running, list[tuple[int, int, bool]]]]:
+    """A running service, and the probes' answers while it started."""
+    site = models_of_its_own()
+    site.pacs.start()
+    site.write_config()
+    running = Running(site)
+    seen: list[tuple[int, int, bool]] = []
+
+    def is_ready() -> bool:
+        ready, alive = site.http("readyz")[0], site.http("livez")[0]
+        is_warm = any('"model-loaded"' in line for line in running.lines)
+        seen.append((ready, alive, is_warm))
+        return ready == 200
+
+    wait_until(is_ready, "ready", START_TIMEOUT_S)
+    yield site, running, seen
+    running.stop()
+    site.pacs.stop()
+
+
+Service = tuple[Site, Running, list[tuple[int, int, bool]]]
+
+
+def test_the_service_is_alive_at_once_and_ready_once_models_are_warm(service: Service) -> None:
+    _, _, seen = service
+    answered = [each for each in seen if each[0]]
+    assert answered[0][0] == 503
+    assert all(alive == 200 for _, alive, _ in answered)
+    assert all(ready == 503 for ready, _, is_warm in answered if not is_warm)
+    assert answered[-1] == (200, 200, True)
+
+
+def test_each_series_is_shown_once(service: Service) -> None:
+    site, _, _ = service
+    lines = [line for line in site.http("metrics")[1].splitlines() if line]
+    series = [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
+    assert len(series) == len(set(series))
+    families = [line for line in lines if line.startswith("# TYPE")]
+    assert len(families) == len(set(families))
+
+
+def test_a_dead_pacs_does_not_make_the_service_unready(service: Service) -> None:
+    site, _, _ = service
+    phantom = a_radiograph()
+    site.pacs.stop()
+    try:
+        assert site.send(phantom.files) == [0x0000]
+        wait_until(
+            lambda: metric(site, "dicom_xai_deliveries_total", outcome="transient") >= 1,
+            "a failed delivery",
+        )
+        assert site.http("readyz")[0] == 200
+        assert site.http("livez")[0] == 200
+    finally:
+        site.pacs.start()
+    wait_for_jobs(site, study_of(phantom))
+    assert len(answers(site.pacs, study_of(phantom))) == 2
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param("routes: [", id="no YAML"),
+        pytest.param(ROUTES_TO_PACS.replace("phantom-cxr", "phantom-cxx"), id="no such model"),
+        pytest.param(ROUTES_TO_PACS.replace("grad-cam", "grad-cat"), id="no such explainer"),
+    ],
+)
+def test_a_bad_config_is_refused_and_the_old_one_goes_on(service: Service, broken: str) -> None:
+    site, running, _ = service
+    refused = metric(site, "dicom_xai_config_reloads_total", outcome="refused")
+    routes = site.folder / "routes.yaml"
+    good = routes.read_text()
+    routes.write_text(broken)
+    try:
+        running.process.send_signal(signal.SIGHUP)
+        wait_until(
+            lambda: metric(site, "dicom_xai_config_reloads_total", outcome="refused") > refused,
+            "refused",
+        )
+        phantom = a_radiograph()
+        assert site.send(phantom.files) == [0x0000]
+        [job] = wait_for_jobs(site, study_of(phantom))
+        assert (job["route"], job["state"]) == ("chest", "done")
+        assert site.http("readyz")[0] == 200
+    finally:
+        routes.write_text(good)
+
+
+def test_a_model_that_does_not_fit_its_card_is_refused_and_the_old_one_goes_on(
+    service: Service,
+) -> None:
+    site, running, _ = service
+    refused = metric(site, "dicom_xai_config_reloads_total", outcome="refused")
+    card = site.folder.parent / "models" / "phantom-cxr.yaml"
+    good = card.read_text()
+    card.write_text(good.replace('"version": "1.0"', '"version": "2.0"').replace("256", "128"))
+    [before] = _digests(site)
+    try:
+        running.process.send_signal(signal.SIGHUP)
+        wait_until(
+            lambda: metric(site, "dicom_xai_config_reloads_total", outcome="refused") > refused,
+            "refused",
+        )
+        phantom = a_radiograph()
+        assert site.send(phantom.files) == [0x0000]
+        [job] = wait_for_jobs(site, study_of(phantom))
+        assert (job["model_digest"], job["state"]) == (before, "done")
+    finally:
+        card.write_text(good)
+    _reload(site, running)
+
+
+def test_a_study_keeps_the_config_it_started_with_and_the_next_one_has_the_new(
+    service: Service,
+) -> None:
+    site, running, _ = service
+    old, new = a_head(5), a_head(5)
+    scu = StorageSCU("service", site.address())
+    try:
+        assert scu.send(old.files[0]).status == 0x0000
+        text = (site.folder / "routes.yaml").read_text()
+        assert "slices: 3" in text
+        (site.folder / "routes.yaml").write_text(text.replace("slices: 3", "slices: 1"))
+        _reload(site, running)
+        for file in old.files[1:]:
+            assert scu.send(file).status == 0x0000
+    finally:
+        scu.close()
+    site.send(new.files)
+    for phantom, pictures in ((old, 3), (new, 1)):
+        wait_for_jobs(site, study_of(phantom))
+        found = answers(site.pacs, study_of(phantom))
+        assert sum(not answer.is_seg for answer in found) == pictures
+
+
+def test_sigterm_ends_everything_with_status_0_and_frees_the_ports(service: Service) -> None:
+    site, running, _ = service
+    family = running.family()
+    assert len(family) == 4
+    assert running.stop() == 0
+    assert not any(process.is_running() for process in family)
+    for port in (site.port, site.stat_port, site.http_port):
+        with socket.socket() as each:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            each.bind(("127.0.0.1", port))
+
+
+def _reload(site: Site, running: Running) -> None:
+    """Ask for a reload and wait until supervisor and roles have done it."""
+
+    def loaded() -> int:
+        return sum('"config-loaded"' in line for line in running.lines)
+
+    before = loaded()
+    counted = metric(site, "dicom_xai_config_reloads_total", outcome="accepted")
+    running.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: loaded() == before + _WHO_RELOADS, "reloaded by all")
+    assert metric(site, "dicom_xai_config_reloads_total", outcome="accepted") == counted + 1
+
+
+def _digests(site: Site) -> list[object]:
+    """Which models chest radiographs have met."""
+    query = "SELECT DISTINCT model_digest FROM job WHERE model = 'phantom-cxr'"
+    return [row["model_digest"] for row in rows(site.folder, query)]
