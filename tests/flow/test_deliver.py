@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dicom_xai.demo.phantom import Phantom
 from dicom_xai.demo.site import Site
 from tests.flow.conftest import Hospital
 from tests.make.books import (
@@ -26,25 +27,25 @@ def test_a_dead_destination_keeps_nobody_waiting_and_loses_nothing(hospital: Hos
             assert site.send(phantom.files, calling="TWO") == [0x0000]
         for phantom in studies:
             # the live destination is the first that has all objects
-            wait_until(lambda uid=study_of(phantom): _is_triaged(site, uid), "triaged meanwhile")
+            wait_until(lambda each=phantom: _is_triaged(site, each), "triaged meanwhile")
             assert len(answers(site.pacs, study_of(phantom))) == 1
             assert jobs_of(site, study_of(phantom))[0]["overdue_at"] is None
         wait_until(
-            lambda: metric(
-                site, "dicom_xai_deliveries_total", destination="flaky", outcome="transient"
-            )
-            >= 2,
+            lambda: (
+                metric(site, "dicom_xai_deliveries_total", destination="flaky", outcome="transient")
+                >= 2
+            ),
             "tried and tried again",
         )
         assert site.http("readyz")[0] == 200
-        assert metric(site, "dicom_xai_outbox_depth_count", destination="flaky") == 3
+        assert metric(site, "dicom_xai_outbox_depth_objects", destination="flaky") == 3
     finally:
         flaky.start()
     for phantom in studies:
         wait_for_jobs(site, study_of(phantom))
         [here], [there] = answers(flaky, study_of(phantom)), answers(site.pacs, study_of(phantom))
         assert here.ds == there.ds
-    assert metric(site, "dicom_xai_outbox_depth_count", destination="flaky") == 0
+    assert metric(site, "dicom_xai_outbox_depth_objects", destination="flaky") == 0
 
 
 def test_a_budget_is_exceeded_when_its_deadline_passes_not_when_a_pacs_comes_back(
@@ -56,8 +57,9 @@ def test_a_budget_is_exceeded_when_its_deadline_passes_not_when_a_pacs_comes_bac
     try:
         site.send(phantom.files, calling="FLAKY")
         wait_until(
-            lambda: metric(site, "dicom_xai_budget_exceeded_total", route="one-flaky")
-            == counted + 1,
+            lambda: (
+                metric(site, "dicom_xai_budget_exceeded_total", route="one-flaky") == counted + 1
+            ),
             "counted while nothing is delivered",
         )
         assert jobs_of(site, study_of(phantom))[0]["triaged_at"] is None
@@ -80,7 +82,7 @@ def test_a_refused_kind_is_a_dead_letter_with_a_reason_and_the_others_go_on(
     assert sent["seg"]["state"] == "dead"
     assert sent["seg"]["attempts"] == 1
     assert sent["seg"]["reason"]
-    assert metric(site, "dicom_xai_dead_letters_count", destination="narrow") >= 1
+    assert metric(site, "dicom_xai_dead_letters_objects", destination="narrow") >= 1
 
     number = str(sent["seg"]["id"])
     shown = command(site, "ledger", "deliveries", "--state", "dead")
@@ -97,8 +99,8 @@ def test_a_refused_kind_is_a_dead_letter_with_a_reason_and_the_others_go_on(
     assert command(site, "ledger", "requeue", number).returncode == 1  # no dead letter any more
 
 
-def _is_triaged(site: Site, study: str) -> bool:
-    return any(job["triaged_at"] is not None for job in jobs_of(site, study))
+def _is_triaged(site: Site, phantom: Phantom) -> bool:
+    return any(job["triaged_at"] is not None for job in jobs_of(site, study_of(phantom)))
 
 
 def _delivery(site: Site, number: str) -> dict[str, object]:

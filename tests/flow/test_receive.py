@@ -33,8 +33,9 @@ def test_the_same_bytes_again_are_stored_once_and_make_no_new_job(site: Site) ->
     received = site.pacs.received
     assert site.send([*phantom.files, *phantom.files]) == [0x0000, 0x0000]
     wait_until(
-        lambda: metric(site, "dicom_xai_instances_received_total", outcome="duplicate")
-        == counted + 2,
+        lambda: (
+            metric(site, "dicom_xai_instances_received_total", outcome="duplicate") == counted + 2
+        ),
         "two duplicates counted",
     )
     [stored] = _instances(site, phantom.datasets[0].SOPInstanceUID)
@@ -97,13 +98,14 @@ def test_other_content_under_a_known_uid_is_refused_and_kept_apart(site: Site) -
     site.send(phantom.files)
     wait_for_jobs(site, study_of(phantom))
     before = [item.file for item in answers(site.pacs, study_of(phantom))]
-    quarantined = metric(site, "dicom_xai_quarantined_count")
+    quarantined = metric(site, "dicom_xai_quarantined_instances")
     other = changed(phantom.files[0], SeriesDescription="another content")
     assert site.send([other]) == [0x0111]
-    assert metric(site, "dicom_xai_quarantined_count") == quarantined + 1
-    assert [
-        row["disposition"] for row in _instances(site, phantom.datasets[0].SOPInstanceUID)
-    ] == ["routed", "quarantined"]
+    assert metric(site, "dicom_xai_quarantined_instances") == quarantined + 1
+    assert [row["disposition"] for row in _instances(site, phantom.datasets[0].SOPInstanceUID)] == [
+        "routed",
+        "quarantined",
+    ]
     assert len(jobs_of(site, study_of(phantom))) == 1
     assert [item.file for item in answers(site.pacs, study_of(phantom))] == before
     # and again: still refused, kept once

@@ -136,8 +136,10 @@ class DeathAt:
             )
         threads = psutil.Process(pid).num_threads()
         wait_until(
-            lambda: words.read_text().count(" attached") >= min(threads, 1)
-            and "attached" in words.read_text(),
+            lambda: (
+                words.read_text().count(" attached") >= min(threads, 1)
+                and "attached" in words.read_text()
+            ),
             f"strace attached to {pid}",
         )
 
