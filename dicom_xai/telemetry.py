@@ -317,6 +317,7 @@ class Event(StrEnum):
     TRIAGED = "triaged"
     SWEPT = "swept"
     RECOVERED = "recovered"
+    MESSAGE = "message"  #: of a module below the roles; `file` names it
 
 
 #: The only fields a log line may have. UIDs and config names; nothing a patient could be known by.
@@ -409,6 +410,26 @@ def quiet_libraries() -> None:
         logger = logging.getLogger(name)
         logger.handlers = [logging.NullHandler()]
         logger.propagate = False
+
+
+class _EventHandler(logging.Handler):
+    """Writes what our modules say by `logging` as events."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line. An exception's own text is left out: whoever logs has described it."""
+        write = self._log.error if record.levelno >= logging.ERROR else self._log.warning
+        write(Event.MESSAGE, reason=record.getMessage(), file=record.name)
+
+
+def take_over_logging(log: Log) -> None:
+    """Make events of the lines of modules that must not know `Log`, the receiver's guards say."""
+    logger = logging.getLogger("dicom_xai")
+    logger.handlers = [_EventHandler(log)]
+    logger.propagate = False
 
 
 # ------------------------------------------------------------------ the HTTP face

@@ -32,6 +32,7 @@ from dicom_xai.telemetry import (
     Metrics,
     Registry,
     quiet_libraries,
+    take_over_logging,
 )
 
 TICK_S = 1.0
@@ -124,6 +125,7 @@ def run_role(name: RoleName, path: Path, make: Callable[[Context], Role]) -> int
     registry = Registry()
     context = open_context(config, name, registry, log)
     log = context.log
+    take_over_logging(log)
     log.info(Event.CONFIG_LOADED, config=config.digest[:12], count=len(lint))
     log.info(Event.ROLE_STARTED, pid=os.getpid(), version=__version__)
     wake = threading.Event()
