@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 
 import torch
 
@@ -23,16 +23,27 @@ def compose(
     explanation: Explanation,
     i: int,
     display: torch.Tensor,
-    layers: Sequence[color.Layer],
+    layers: Mapping[int, color.Layer],
 ) -> tuple[sc.Picture, Source]:
+    """One frame's picture, and what its header says.
+
+    Parameters
+    ----------
+    i : int
+        Which frame of the volume.
+    display : Tensor, (rows, columns) float32
+        The windowed image, 0 black, 1 white.
+    layers : mapping of int to Layer
+        What is drawn, by class index; the legend shows the outlines of these alone.
+    """
     source = normalise(volume.frames[i])
     rows, columns = source.rows, source.columns
-    parts = _legend(run, card, volume, explanation, i, source, is_drawn=bool(layers))
+    parts = _legend(run, card, volume, explanation, i, source, layers.keys())
     layout, band = legend.band_beside(rows, columns, parts)
     canvas = torch.empty(layout.height, layout.width, 3, dtype=torch.uint8, device=display.device)
     canvas[rows:] = 0
     canvas[:, columns:] = 0
-    color.composite(display, layers, canvas[:rows, :columns])
+    color.composite(display, list(layers.values()), canvas[:rows, :columns])
     picture = canvas.cpu().numpy()
     top, left = layout.band_top, layout.band_left
     picture[top : top + band.shape[0], left : left + band.shape[1]] = band
@@ -54,8 +65,7 @@ def _legend(
     explanation: Explanation,
     i: int,
     source: Source,
-    *,
-    is_drawn: bool,
+    drawn: Collection[int],
 ) -> list[legend.Line | legend.HeatBar]:
     total = len(volume.frames)
     is_series = card.inputs[0].kind is not InputKind.IMAGE2D
@@ -63,9 +73,9 @@ def _legend(
     parts: list[legend.Line | legend.HeatBar] = [legend.Line(provenance.BANNER, legend.YELLOW)]
     if run.amended:
         parts.append(legend.Line(run.amended, legend.YELLOW))
-    parts += _finding_lines(card, explanation, i, place if total > 1 else "")
+    parts += _finding_lines(card, explanation, i, place if total > 1 else "", drawn)
     drawable = [f for f in explanation.findings if f.is_positive and f.attribution is not None]
-    if is_drawn:
+    if drawn:
         parts.append(legend.Line("heat, drawn from its threshold up", legend.GREY))
         parts.append(legend.HeatBar(min(threshold_of(finding) for finding in drawable)))
     elif drawable:
@@ -76,7 +86,7 @@ def _legend(
     if explanation.method:
         text = f"method {explanation.method}, layer {explanation.layer}"
         parts.append(legend.Line(provenance.ascii_text(text, 120), legend.GREY))
-    if is_drawn:
+    if drawn:
         parts.append(legend.Line(_cell(drawable[0], i, source), legend.GREY))
     if total > 1:
         text = f"{place} {i + 1} of {total}"
@@ -88,7 +98,7 @@ def _legend(
 
 
 def _finding_lines(
-    card: ModelCard, explanation: Explanation, i: int, place: str
+    card: ModelCard, explanation: Explanation, i: int, place: str, drawn: Collection[int]
 ) -> list[legend.Line | legend.HeatBar]:
     word = "probability" if card.calibrated else "score"
     outlines = outlines_of(explanation)
@@ -99,8 +109,11 @@ def _finding_lines(
         text = f"{provenance.ascii_text(name.label, 48)}: {word} {finding.score:.2f}"
         if finding.is_positive:
             here = f", this {place} {finding.frame_scores[i]:.2f}" if place else ""
-            swatch = outlines[finding.class_index] if finding.attribution else None
+            is_drawn = finding.class_index in drawn
+            swatch = outlines[finding.class_index] if is_drawn else None
             text += f" (threshold {name.threshold:.2f}{here})"
+            if drawn and finding.attribution is not None and not is_drawn:
+                text += ", no region"
             lines.append(legend.Line(text, legend.WHITE, swatch))
     if not lines:
         lines.append(legend.Line("no finding above threshold"))

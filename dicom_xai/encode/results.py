@@ -75,12 +75,12 @@ def encode_results(
     masks: _Masks = {}
     outlines = outlines_of(explanation)
     for i in sorted({*wanted, *(active if region_destinations else ())}):
-        layers = []
+        layers: dict[int, color.Layer] = {}
         for finding in active.get(i, ()):
             outline = outlines[finding.class_index]
             drawn = color.layer(heat_of(finding, i), threshold_of(finding), outline)
             if drawn is not None:
-                layers.append(drawn)
+                layers[finding.class_index] = drawn
                 masks[i, finding.class_index] = drawn.mask
         if i in wanted:
             picture, source = compose(run, card, volume, explanation, i, display_of(i), layers)

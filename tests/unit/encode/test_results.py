@@ -23,6 +23,7 @@ from dicom_xai.encode import (
     encode_note,
     encode_results,
 )
+from dicom_xai.encode.color import OUTLINES
 from dicom_xai.errors import EncodeError, IdentityError
 from dicom_xai.study import ObjectKind, Purpose, Reference
 from tests.make.results import Case, as_file, card, case, enhanced_header, header
@@ -108,6 +109,22 @@ def test_a_picture_says_what_it_is():
     assert equipment.PurposeOfReferenceCodeSequence[0].CodeValue == "109102"
     assert equipment.DeviceUID == uids.device_uid(card().sha256)
     assert (equipment.ManufacturerModelName, equipment.SoftwareVersions) == ("tiny", "1.2.0")
+
+
+def test_the_legend_shows_the_outline_of_what_is_drawn_only():
+    given = cr(positives=2)
+    first, second, *rest = given.explanation.findings
+    assert second.attribution is not None
+    cold = dataclasses.replace(second.attribution, heat=torch.zeros_like(second.attribution.heat))
+    findings = (first, dataclasses.replace(second, attribution=cold), *rest)
+    one = dataclasses.replace(
+        given, explanation=dataclasses.replace(given.explanation, findings=findings)
+    )
+    for case_, outlines in ((given, OUTLINES[:2]), (one, OUTLINES[:1])):
+        picture = read(encode(case_).objects[0]).pixel_array
+        legend = picture[:, 80:]  # right of the image
+        shown = [bool((legend == outline).all(axis=2).any()) for outline in OUTLINES[:2]]
+        assert shown == [outline in outlines for outline in OUTLINES[:2]]
 
 
 def test_a_picture_refers_to_its_source():
