@@ -1,4 +1,4 @@
-"""The command line: `dicom-xai run | check | demo | explain | send | ledger | doctor`.
+"""The command line: `dicom-xai run | check | demo | explain | explain-model | send | ledger` ...
 
 Data goes to standard output, everything else to standard error. Exit codes: 0 all is well, 1
 something to look at, 2 it cannot be done. Commands import what they need when they run, so that
@@ -190,6 +190,42 @@ def explain(
         for path in write_results(unit, folder):
             out.print(f"  {path}", markup=False, soft_wrap=True)
     raise typer.Exit(worst)
+
+
+@app.command("explain-model")
+def explain_model(
+    model: Annotated[Path, typer.Argument(help="An ONNX file.", exists=True, dir_okay=False)],
+    to: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
+    method: Annotated[str, typer.Option("--method", help="How to explain.")] = "grad-cam",
+    layer: Annotated[
+        str,
+        typer.Option("--layer", help="Tensor a CAM method looks at; auto: last before pooling."),
+    ] = "auto",
+    output: Annotated[
+        str | None, typer.Option("--output", help="Explained output; default: the first.")
+    ] = None,
+) -> None:
+    """Compile an explanation into any ONNX model: one run gives prediction and heatmap.
+
+    The new file keeps the model's inputs and outputs. Added: input `target`, int64 [batch], the
+    class to explain, -1 for the top one; output `attribution`, float32 [batch, 1, ...spatial].
+    """
+    from dicom_xai.autodiff.file import explain_file
+    from dicom_xai.autodiff.methods import METHODS
+
+    if method not in METHODS:
+        near = nearest(method, list(METHODS)) or f"; known: {', '.join(METHODS)}"
+        raise ConfigError(f"no method {method!r}{near}")
+    report = explain_file(model, to, method, layer=layer, output=output)
+    out.print(f"{to}: {report.method} of {report.output}", markup=False, soft_wrap=True)
+    shape = " x ".join("free" if size is None else str(size) for size in report.layer_shape)
+    out.print(f"  map on the grid of {report.layer} ({shape})", markup=False, soft_wrap=True)
+    out.print(f"  {len(report.backward)} nodes added, none of the model's changed")
+    if report.equals:
+        same = ", ".join(report.equals)
+        out.print(f"  on this model the same as {same}: no independent evidence", soft_wrap=True)
+    for warning in report.warnings:
+        out.print(f"  note: {warning}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pydicom import dcmread
 from typer.testing import CliRunner
 
 from dicom_xai.cli import app, main
 from dicom_xai.demo.pacs import StandInPACS
 from dicom_xai.demo.phantom import chest, head_ct
+from dicom_xai.infer.session import Device, Session
 
 CONFIG = """
 receive:
@@ -231,3 +233,48 @@ def test_the_ledger_knows_nothing_of_a_study_that_never_came(config):
 def test_what_does_not_exist_cannot_be_retried(config):
     for verb in (("retry", "7"), ("requeue", "7"), ("skip", "7")):
         assert run("ledger", *verb, "--config", str(config)).exit_code == 1
+
+
+# ------------------------------------------------------------------ explain-model
+
+
+def test_explain_model_writes_a_file_that_any_onnx_runtime_runs(tmp_path, cxr_card):
+    path = tmp_path / "explained.onnx"
+    done = run("explain-model", str(cxr_card.file), "-o", str(path), "--method", "grad-cam")
+    assert done.exit_code == 0, done.output
+    assert "none of the model's changed" in done.output
+    session = Session(path.read_bytes(), Device("cpu"), 1)
+    assert list(session.inputs) == ["image", "target"]
+    assert list(session.outputs) == ["logits", "attribution"]
+    image = torch.rand((2, 1, 256, 256), generator=torch.Generator().manual_seed(0))
+    made = session.run({"image": image, "target": torch.tensor([-1, 2])})
+    assert made["attribution"].shape == (2, 1, 32, 32)
+
+
+def test_explain_model_names_the_nearest_method(tmp_path, cxr_card, capsys, monkeypatch):
+    arguments = [
+        "explain-model",
+        str(cxr_card.file),
+        "-o",
+        str(tmp_path / "x"),
+        "--method",
+        "gradcam",
+    ]
+    monkeypatch.setattr(sys, "argv", ["dicom-xai", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "did you mean 'grad-cam'?" in capsys.readouterr().err
+
+
+def test_explain_model_leaves_nothing_behind_when_the_file_is_no_model(
+    tmp_path, capsys, monkeypatch
+):
+    source = tmp_path / "noise.onnx"
+    source.write_bytes(b"\x00noise" * 20)
+    arguments = ["explain-model", str(source), "-o", str(tmp_path / "out.onnx")]
+    monkeypatch.setattr(sys, "argv", ["dicom-xai", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert "is no valid ONNX model" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["noise.onnx"]
