@@ -146,11 +146,18 @@ class Jobs:
         Returns
         -------
         bool
-            False when the claim was lost meanwhile: nothing is changed.
+            False when the results were not taken: the claim was lost meanwhile and nothing is
+            changed; or an earlier try of the job, before the model or this program changed, gave
+            other ones. Those stand, and an amendment is queued.
         """
 
         def run(connection: Connection) -> bool:
             now = self._db.now()
+            if _has_other_results(connection, claimed, results):
+                if not self._end_as_it_was(connection, claimed, now):
+                    return False
+                _queue_amendment(connection, claimed, now, "another model or program version")
+                return False
             ended = connection.execute(
                 update(job)
                 .where(
@@ -248,6 +255,19 @@ class Jobs:
         with self._db.read() as connection:
             rows = connection.scalars(select(job.c.model_digest).where(JOB_IS_LIVE).distinct())
             return set(rows)
+
+    @staticmethod
+    def _end_as_it_was(connection: Connection, claimed: Job, now: float) -> bool:
+        ended = connection.execute(
+            update(job)
+            .where(
+                job.c.id == claimed.job_id,
+                job.c.token == claimed.token,
+                job.c.state == JobState.RUNNING,
+            )
+            .values(state=JobState.DONE, done_at=now, lease_until=None)
+        )
+        return ended.rowcount == 1
 
     def _change(self, claimed: Job, **values: object) -> bool:
         def run(connection: Connection) -> bool:
@@ -454,6 +474,20 @@ def instance_of(row: Row[tuple[object, ...]]) -> Instance:
             row.store_priority,
             row.listener,
         ),
+    )
+
+
+def _has_other_results(connection: Connection, claimed: Job, results: Sequence[Result]) -> bool:
+    """Whether the job has a result already where one with another UID was made now."""
+    uids = {(made.kind, made.ordinal): made.sop_instance_uid for made in results}
+    rows = connection.execute(
+        select(result.c.kind, result.c.ordinal, result.c.sop_instance_uid).where(
+            result.c.job_id == claimed.job_id
+        )
+    )
+    return any(
+        uids.get((row.kind, row.ordinal), row.sop_instance_uid) != row.sop_instance_uid
+        for row in rows
     )
 
 

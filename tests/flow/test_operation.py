@@ -11,8 +11,8 @@ import pytest
 from dicom_xai.deliver.storage_scu import StorageSCU
 from dicom_xai.demo.site import Site
 from tests.flow.conftest import ROUTES_TO_PACS
-from tests.make.books import answers, metric, rows, wait_for_jobs, wait_until
-from tests.make.command import START_TIMEOUT_S, Running
+from tests.make.books import answers, jobs_of, metric, rows, wait_for_jobs, wait_until
+from tests.make.command import START_TIMEOUT_S, Running, command
 from tests.make.studies import a_head, a_radiograph, study_of
 
 #: Supervisor, receiver, worker and sender.
@@ -155,6 +155,31 @@ def test_a_study_keeps_the_config_it_started_with_and_the_next_one_has_the_new(
         wait_for_jobs(site, study_of(phantom))
         found = answers(site.pacs, study_of(phantom))
         assert sum(not answer.is_seg for answer in found) == pictures
+
+
+def test_a_retry_under_a_newer_model_amends_and_leaves_the_first_answer_alone(
+    service: Service,
+) -> None:
+    site, running, _ = service
+    phantom = a_radiograph()
+    site.send(phantom.files)
+    [job] = wait_for_jobs(site, study_of(phantom))
+    first = [answer.file for answer in answers(site.pacs, study_of(phantom))]
+    card = site.folder.parent / "models" / "phantom-cxr.yaml"
+    card.write_text(card.read_text().replace('"version": "1.0"', '"version": "2.0"'))
+    _reload(site, running)
+    assert command(site, "ledger", "retry", str(job["id"])).returncode == 0
+    wait_until(lambda: len(jobs_of(site, study_of(phantom))) == 2, "an amendment is queued")
+    jobs = wait_for_jobs(site, study_of(phantom), 2)
+    assert [each["state"] for each in jobs] == ["done", "done"]
+    assert [each["purpose"] for each in jobs] == ["triage", "amendment"]
+    assert jobs[1]["model_digest"] != job["model_digest"]
+    both = answers(site.pacs, study_of(phantom))
+    assert [answer.file for answer in both[:2]] == first
+    assert ["AMENDED 1" in answer.ds.SeriesDescription for answer in both] == [
+        *(False, False),
+        *(True, True),
+    ]
 
 
 def test_sigterm_ends_everything_with_status_0_and_frees_the_ports(service: Service) -> None:
