@@ -91,12 +91,26 @@ class BySeed:
     """The cotangent itself is an input: `seed`, shaped as the explained score.
 
     The general form: several classes, regions, contrasts (+1 for one class, -1 for another).
+
+    Parameters
+    ----------
+    maps : int
+        With more than one, `seed` is ``(batch, maps, classes, ...)`` and each gets its own map in
+        the same run.
     """
+
+    maps: int = 1
 
     def choose(self, graph: Graph, scores: Scores) -> Chosen:
         """Take the cotangent from outside."""
-        seed = new_input(graph, "seed", scores.tensor.dtype, concrete(graph, scores))
-        return Chosen((seed,), inputs=(seed,))
+        shapes = concrete(graph, scores)
+        if self.maps > 1:
+            shapes = [(shape[0], self.maps, *shape[1:]) for shape in shapes]
+        seed = new_input(graph, "seed", scores.tensor.dtype, shapes)
+        if self.maps == 1:
+            return Chosen((seed,), inputs=(seed,))
+        each = [seed.slice(1, index, index + 1) for index in range(self.maps)]
+        return Chosen(tuple(one.reshape_like(scores.tensor) for one in each), inputs=(seed,))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from ..emit import Tensor
 from . import cam, gradient
+from .attention import gradient_attention_rollout
 from .path import ExpectedGradients, IntegratedGradients, SmoothGrad
 from .question import Answer, Method, Question
 from .relevance import LayerwiseRelevance, attn_lrp
@@ -93,6 +94,7 @@ METHODS = MappingProxyType(
             Method("guided-grad-cam", "both", gradient.guided_grad_cam, warnings=(PERSUASIVE,)),
             Method("integrated-gradients", "image", IntegratedGradients()),
             Method("smoothgrad", "image", SmoothGrad()),
+            Method("gradient-attention-rollout", "image", gradient_attention_rollout),
             Method("lrp", "image", LayerwiseRelevance()),
             Method(
                 "lrp-epsilon", "image", LayerwiseRelevance("epsilon"),

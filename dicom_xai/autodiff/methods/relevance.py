@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import onnx
 
 from ...errors import ConfigError
 from ..backward import pull_back
 from ..call import Rules
 from ..emit import Tensor
+from ..rerun import copied, rerun
 from ..rules import ATTNLRP, GRADIENT
 from ..rules import relevance as rules
 from .question import Answer, Question
@@ -50,17 +54,23 @@ class LayerwiseRelevance:
 
     def __call__(self, q: Question) -> Answer:
         """The map; relevance of all channels of a pixel is summed."""
-        start = q.scores.tensor * q.seed
+        graph, image = q.graph, q.image
+        # Relevance needs what comes out of every layer, which the prediction's own run fuses away:
+        # it is read from a second run, at an equal image that no optimiser knows to be equal.
+        again = graph.where(image.equals(image), image, 0)
+        nodes = rerun(graph, image, again, q.scores.tensor)
+        score = copied(graph, again, q.scores.tensor)
+        start = score * q.seed
         if self.composite == "deep-taylor":
-            start = q.graph.op("Relu", start)
-        score = q.scores.tensor.name
-        found = pull_back(q.graph, q.graph.forward, {score: start}, [q.image.name], self.rules(q))
-        if q.image.name not in found:
-            raise ConfigError(f"no relevance of {score!r} reaches the image")
-        return Answer(found[q.image.name].sum([1]), {})
+            start = graph.op("Relu", start)
+        table = self.rules(nodes, again)
+        found = pull_back(graph, nodes, {score.name: start}, [again.name], table)
+        if again.name not in found:
+            raise ConfigError(f"no relevance of {q.scores.tensor.name!r} reaches the image")
+        return Answer(found[again.name].sum([1]), {})
 
-    def rules(self, q: Question) -> Rules:
-        """The table of this composite on this graph."""
+    def rules(self, nodes: Sequence[onnx.NodeProto], image: Tensor) -> Rules:
+        """The table of this composite on these nodes, fed with this image."""
         epsilon = rules.linear_rule(GRADIENT, rules.EPSILON, self.epsilon)
         plus = rules.linear_rule(GRADIENT, rules.POSITIVE)
         match self.composite:
@@ -71,18 +81,14 @@ class LayerwiseRelevance:
             case "alpha-beta":
                 return rules.table(GRADIENT, rules.alpha_beta_rule(GRADIENT, 2, 1), epsilon)
             case "epsilon-plus-flat":
-                flat = rules.linear_rule(GRADIENT, rules.FLAT)
-                table = rules.table(GRADIENT, plus, epsilon)
-                return rules.with_first(table, flat, q.graph, q.image.name)
+                table, terms = rules.table(GRADIENT, plus, epsilon), rules.FLAT
             case "epsilon-gamma-box":
-                table = rules.table(GRADIENT, rules.gamma_rule(GRADIENT, self.gamma), epsilon)
-                first = rules.linear_rule(GRADIENT, rules.box(*self.bounds()))
-                return rules.with_first(table, first, q.graph, q.image.name)
+                gamma = rules.gamma_rule(GRADIENT, self.gamma)
+                table, terms = rules.table(GRADIENT, gamma, epsilon), rules.box(*self.bounds())
             case "deep-taylor":
-                terms = rules.SQUARED if self.low is None else rules.box(*self.bounds())
                 table = rules.table(GRADIENT, plus, plus)
-                first = rules.linear_rule(GRADIENT, terms)
-                return rules.with_first(table, first, q.graph, q.image.name)
+                terms = rules.SQUARED if self.low is None else rules.box(*self.bounds())
+        return rules.with_first(table, rules.linear_rule(GRADIENT, terms), nodes, image.name)
 
     def bounds(self) -> tuple[float, float]:
         """The box, which must be given."""

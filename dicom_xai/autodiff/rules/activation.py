@@ -10,24 +10,22 @@ from ..emit import Tensor
 
 def relu(n: Call, g: Tensor) -> Cotangents:
     """1[y > 0]."""
-    return n.graph.where(n.output() > 0, g, 0)
+    return g.masked(n.output() > 0)
 
 
 def leaky_relu(n: Call, g: Tensor) -> Cotangents:
     """1 where y > 0, else alpha; a negative alpha hides the sign of x in y."""
-    alpha = n.attribute("alpha", 0.01)
+    alpha = float(n.attribute("alpha", 0.01))
     sign = n.output() if alpha >= 0 else n.input()
-    return n.graph.where(sign > 0, g, g * alpha)
+    return g * ((sign > 0).cast(g.dtype) * (1 - alpha) + alpha)
 
 
 def prelu(n: Call, g: Tensor) -> Cotangents:
     """1 where x > 0, else the slope, itself a possible source."""
     x, slope = n.input(0), n.input(1)
-    is_positive = x > 0
-    return (
-        n.graph.where(is_positive, g, g * slope),
-        n.graph.where(is_positive, 0, g * x) if n.wanted[1] else None,
-    )
+    above = (x > 0).cast(g.dtype)
+    below = 1 - above
+    return g * (above + below * slope), g * x * below if n.wanted[1] else None
 
 
 def elu(n: Call, g: Tensor) -> Cotangents:
@@ -76,7 +74,7 @@ def softsign(n: Call, g: Tensor) -> Cotangents:
 def hard_sigmoid(n: Call, g: Tensor) -> Cotangents:
     """alpha where 0 < y < 1, else 0."""
     y = n.output()
-    return n.graph.where((y > 0) & (y < 1), g * n.attribute("alpha", 0.2), 0)
+    return (g * float(n.attribute("alpha", 0.2))).masked((y > 0) & (y < 1))
 
 
 def hard_swish(n: Call, g: Tensor) -> Cotangents:
@@ -116,7 +114,7 @@ def gelu(n: Call, g: Tensor) -> Cotangents:
 
 def thresholded_relu(n: Call, g: Tensor) -> Cotangents:
     """1[x > alpha]."""
-    return n.graph.where(n.input() > n.attribute("alpha", 1.0), g, 0)
+    return g.masked(n.input() > n.attribute("alpha", 1.0))
 
 
 def clip(n: Call, g: Tensor) -> Cotangents:
@@ -125,7 +123,7 @@ def clip(n: Call, g: Tensor) -> Cotangents:
     for index, above in ((1, True), (2, False)):
         bound = n.optional(index)
         if bound is not None:
-            inside = n.graph.where(y > bound if above else y < bound, inside, 0)
+            inside = inside.masked(y > bound if above else y < bound)
     return inside
 
 

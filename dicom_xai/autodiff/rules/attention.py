@@ -9,7 +9,12 @@ from __future__ import annotations
 from ..call import Call, Cotangents, Rule, Rules
 from ..emit import Tensor
 from .norm import per_channel
-from .relevance import PASSED
+
+BENT = (
+    "Elu", "Selu", "Celu", "Softplus", "Softsign", "Tanh", "Sigmoid", "HardSigmoid", "Gelu",
+    "Swish", "Mish", "HardSwish", "Clip", "ThresholdedRelu",
+)  # fmt: skip
+"""Activations for which y / x is not the derivative, as it is for Relu and its leaky kin."""
 
 
 def straight(n: Call, g: Tensor) -> Cotangents:
@@ -62,7 +67,7 @@ def replaced(gradient: Rules) -> Rules:
     """The gradient's table with AttnLRP's rules."""
     return {
         **gradient,
-        **dict.fromkeys((*PASSED, "Sigmoid", "HardSigmoid"), straight),
+        **dict.fromkeys(BENT, straight),
         "MatMul": uniform(gradient["MatMul"]),
         "Mul": uniform(gradient["Mul"]),
         "Einsum": uniform(gradient["Einsum"]),

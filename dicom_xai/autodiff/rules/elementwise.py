@@ -116,10 +116,11 @@ def mean(n: Call, g: Tensor) -> Cotangents:
 def where(n: Call, g: Tensor) -> Cotangents:
     """To the operand that was taken; the condition has no derivative."""
     condition = n.input(0)
+    other = n.graph.op("Not", condition)
     return (
         None,
-        n.graph.where(condition, g, 0) if n.wanted[1] else None,
-        n.graph.where(condition, 0, g) if n.wanted[2] else None,
+        g.masked(condition) if n.wanted[1] else None,
+        g.masked(other) if n.wanted[2] else None,
     )
 
 

@@ -12,7 +12,7 @@ from ..emit import Tensor
 
 def guided_relu(n: Call, g: Tensor) -> Cotangents:
     """1[y > 0] 1[g > 0] g; Springenberg et al. 2015, section 3.4."""
-    return n.graph.where(n.output() > 0, n.graph.op("Relu", g), 0)
+    return n.graph.op("Relu", g).masked(n.output() > 0)
 
 
 def deconvnet_relu(n: Call, g: Tensor) -> Cotangents:

@@ -52,12 +52,12 @@ def window_counts(n: Call, spec: Window) -> Array:
 
 
 def repeat(x: Tensor, times: list[int]) -> Tensor:
-    """Every element repeated along each spatial axis, as nearest-neighbour growth."""
-    sizes = [x.size(axis) for axis in range(2, x.rank)]
-    wide = x.reshape(-1, x.size(1), *(item for size in sizes for item in (size, 1)))
-    target = [1, 1, *(item for count in times for item in (1, count))]
-    grown = x.graph.op("Expand", wide, x.graph.ints(target))
-    return grown.reshape(-1, x.size(1), *(s * t for s, t in zip(sizes, times, strict=True)))
+    """Every element repeated along each spatial axis."""
+    scales = x.graph.constant(np.array([1, 1, *times], np.float32))
+    return x.graph.op(
+        "Resize", x, None, scales, mode="nearest",
+        coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+    )  # fmt: skip
 
 
 def max_pool(n: Call, g: Tensor) -> Cotangents:

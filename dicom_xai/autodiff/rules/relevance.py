@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import onnx
+
 from ..call import Call, Cotangents, Rule, Rules
-from ..emit import Graph, Tensor
+from ..emit import Tensor
 
 STABILISER = 1e-6
 """Keeps denominators from 0; Epsilon's own epsilon is a parameter."""
@@ -98,7 +100,7 @@ def more(gamma: float, part: Part) -> Part:
 EPSILON = (Term(whole, whole, whole),)
 POSITIVE = (Term(positive, positive, positive), Term(negative, negative, None))
 NEGATIVE = (Term(positive, negative, negative), Term(negative, positive, None))
-FLAT = (Term(ones, ones, None),)
+FLAT: tuple[Term, ...] = (Term(ones, ones, None),)
 SQUARED = (Term(ones, lambda w: w * w, lambda b: b * b),)
 
 
@@ -230,10 +232,10 @@ def table(gradient: Rules, convolution: Rule, dense: Rule) -> Rules:
     }
 
 
-def with_first(rules: Rules, first: Rule, graph: Graph, image: str) -> Rules:
+def with_first(rules: Rules, first: Rule, nodes: Sequence[onnx.NodeProto], image: str) -> Rules:
     """The table with another rule for the linear layers that see the image itself."""
     seen, firsts = {image}, set()
-    for node in graph.forward:
+    for node in nodes:
         if seen.isdisjoint(node.input):
             continue
         if node.op_type in LINEAR:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -100,6 +102,27 @@ def test_a_seed_explains_any_combination_of_scores(
     wanted = torch.relu((a.grad.mean((2, 3), keepdim=True) * a).sum(1, keepdim=True))
     found = run(compile(model, select=BySeed()).model, image=x, seed=seed)
     assert_close(found["attribution"], wanted.detach().numpy())
+
+
+def test_two_seeds_in_one_run_are_two_maps(x: torch.Tensor, model: onnx.ModelProto) -> None:
+    seeds = torch.tensor([[[1.0, -1.0, 0.0], [0.0, 0.0, 1.0]], [[0.5, 0.0, 2.0], [0.0, 1.0, 0.0]]])
+    both = run(compile(model, select=BySeed(2)).model, image=x, seed=seeds)["attribution"]
+    for index in range(2):
+        one = run(compile(model, select=BySeed()).model, image=x, seed=seeds[:, index])
+        assert_close(both[:, index : index + 1], one["attribution"])
+
+
+def test_eight_threads_on_one_session_get_the_same_numbers(
+    x: torch.Tensor, model: onnx.ModelProto
+) -> None:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    compiled = compile(model, "saliency", select=TopClasses(2)).model
+    session = onnxruntime.InferenceSession(compiled.SerializeToString(), options)
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(lambda _: session.run(None, {"image": x.numpy()}), range(32)))
+    for outputs in runs[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(outputs, runs[0], strict=True))
 
 
 def test_the_best_classes_are_ranked_and_explained_in_the_same_run(
