@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 import onnx
 from onnx import defs, helper, inliner
 
+from .contrib import body_nodes
+
 
 def body_of(
     node: onnx.NodeProto,
@@ -36,7 +38,8 @@ def body_of(
     onnx.GraphProto or None
         None where the operator is not made of others.
     """
-    if not has_body(node, model):
+    fused = body_nodes(node)
+    if not fused and not has_body(node, model):
         return None
     inputs = [
         helper.make_value_info(name, types[name])
@@ -44,6 +47,8 @@ def body_of(
         if name and name in types
     ]
     outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
+    if fused:
+        return helper.make_graph(fused, "fused", inputs, outputs, constants)
     alone = helper.make_model(
         helper.make_graph([with_defaults(node, model)], "one", inputs, outputs, constants),
         opset_imports=model.opset_import,

@@ -19,7 +19,6 @@ INDEX = np.zeros((5, 2), np.int64)
 REFUSED = [
     (case("Conv", (5, 2, 6, 6), (3, 2, 3, 3)), "weights"),
     (case("ConvTranspose", (5, 3, 6, 6), (3, 2, 3, 3)), "weights"),
-    (case("Einsum", (5, 3, 4), equation="...i->..."), "ellipsis"),
     (case("Einsum", (5, 5), equation="ii->i"), "diagonal"),
     (case("MaxPool", (5, 1, 6, 6), kernel_shape=[2, 2], storage_order=1, outputs=2), "column"),
     (case("Clip", (5, 3), (), np.array(1.0)), "input 1"),

@@ -5,6 +5,8 @@ The derivative with respect to the data is the transposed map, which needs the w
 
 from __future__ import annotations
 
+import string
+
 import numpy as np
 
 from ..call import Call, Cotangents, Rules
@@ -52,14 +54,7 @@ def gemm(n: Call, g: Tensor) -> Cotangents:
 
 def einsum(n: Call, g: Tensor) -> Cotangents:
     """The same equation with the result and the wanted operand in each other's place."""
-    equation = n.attribute("equation").replace(" ", "")
-    if "." in equation:
-        raise n.refuse("its equation has an ellipsis; write the equation with letters")
-    left, arrow, result = equation.partition("->")
-    terms = left.split(",")
-    if not arrow:
-        letters = sorted(set(left) - {","})
-        result = "".join(item for item in letters if left.count(item) == 1)
+    terms, result = spelled_out(n)
     if any(len(set(term)) < len(term) for term in terms):
         raise n.refuse("its equation takes a diagonal; write it with other operators")
     grads: list[Tensor | None] = []
@@ -79,6 +74,25 @@ def einsum(n: Call, g: Tensor) -> Cotangents:
         missing = [axis for axis, item in enumerate(term) if item not in seen]
         grads.append(found.unsqueeze(*missing) if missing else found)
     return grads
+
+
+def spelled_out(n: Call) -> tuple[list[str], str]:
+    """The letters of each operand and of the result; an ellipsis gets capitals, last axis last."""
+    left, arrow, result = n.attribute("equation").replace(" ", "").partition("->")
+    terms = left.split(",")
+    if not arrow:
+        letters = sorted(set(left) - set(",."))
+        once = "".join(item for item in letters if left.count(item) == 1)
+        result = "..." + once if "." in left else once
+    wide = [n.input(index).rank - len(term.replace("...", "")) for index, term in enumerate(terms)]
+    counts = [count if "." in term else 0 for term, count in zip(terms, wide, strict=True)]
+    free = [item for item in string.ascii_uppercase if item not in left]
+
+    def filled(term: str, count: int) -> str:
+        return term.replace("...", "".join(free[len(free) - count :]))
+
+    pairs = zip(terms, counts, strict=True)
+    return [filled(term, count) for term, count in pairs], filled(result, max(counts))
 
 
 def conv(n: Call, g: Tensor) -> Cotangents:
