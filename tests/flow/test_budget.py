@@ -12,9 +12,10 @@ from tests.make.models import write_costly_model
 from tests.make.studies import a_head, study_of
 
 _SLICES = 48
-#: Parts of what explaining all slices costs; the prediction alone needs less. On a machine
-#: that is busy at the moment not each of them leaves time for that.
-_PARTS = (0.4, 0.55, 0.7, 0.85)
+#: Parts of what explaining all slices was measured to cost at start. The prediction alone costs
+#: about a tenth of that, so that one of them leaves time for it and not for the map, whatever else
+#: the machine does while it measures and while it works.
+_PARTS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _ROUTE = """
   - name: part{number}
     when: {{calling_ae_title: {{equals: PART{number}}}}}
@@ -40,30 +41,25 @@ def test_without_time_for_the_map_the_prediction_goes_first_and_one_amendment_fo
     site.reload()
     wait_until(lambda: _loads(site) == loaded + 4, "supervisor and roles have reloaded")
 
-    degraded = 0
     for number in range(len(_PARTS)):
         phantom = a_head(_SLICES)
         site.send(phantom.files, calling=f"PART{number}")
         wait_until_idle(site.folder)
         first, *more = jobs_of(site, study_of(phantom))
         assert first["state"] == "done"
-        if first["explainer"] != "none":
-            assert more == []
-            continue
-        degraded += 1
-        assert "prediction first" in str(first["note"])
-        [amendment] = more
-        assert (amendment["purpose"], amendment["explainer"]) == ("amendment", "grad-cam")
-        quick, full = _kinds(site, study_of(phantom))
-        # no map, hence nothing to segment yet
-        assert quick == ["sc", "sc"]
-        assert full == ["sc", "sc", "seg"]
-    assert degraded > 0
-    assert (
-        metric(site, "dicom_xai_degraded_total", how="prediction-first")
-        == metric(site, "dicom_xai_degraded_total")
-        == degraded
-    )
+        if first["explainer"] == "none":
+            break
+        assert more == []
+    else:
+        raise AssertionError("no budget was between the prediction's cost and the map's")
+    assert "prediction first" in str(first["note"])
+    [amendment] = more
+    assert (amendment["purpose"], amendment["explainer"]) == ("amendment", "grad-cam")
+    quick, full = _kinds(site, study_of(phantom))
+    assert quick == ["sc", "sc"]  # no map, hence nothing to segment yet
+    assert full == ["sc", "sc", "seg"]
+    assert metric(site, "dicom_xai_degraded_total", how="prediction-first") == 1
+    assert metric(site, "dicom_xai_degraded_total") == 1
 
 
 def _routes(budgets_s: list[float]) -> str:
