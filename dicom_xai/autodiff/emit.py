@@ -19,11 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 from .fusion import recognised, swallowed
 from .prepare import Array, Facts, Shape
 
-INT64_MAX = np.iinfo(np.int64).max
+INT64_MIN, INT64_MAX = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 FOLD_ELEMENTS = 4096
 """A constant result may be at most so large, or as large as what it is made of."""
-
-Operand = "Tensor | float | int"
 
 
 class Tensor:
@@ -110,9 +108,6 @@ class Tensor:
 
     def __and__(self, other: Tensor) -> Tensor:
         return self.graph.op("And", self, other)
-
-    def __or__(self, other: Tensor) -> Tensor:
-        return self.graph.op("Or", self, other)
 
     def equals(self, other: Tensor | float) -> Tensor:
         """Elementwise ``==``, a boolean tensor."""

@@ -439,6 +439,7 @@ def exported(
     *,
     dynamic_batch: bool = True,
     names: Sequence[str] = ("scores",),
+    free: Sequence[int] = (),
 ) -> onnx.ModelProto:
     """A network as ONNX, by torch's new exporter or its old one.
 
@@ -455,10 +456,14 @@ def exported(
         Whether the first axis is left free.
     names : sequence of str
         Names of the outputs.
+    free : sequence of int
+        Further axes of the image that are left free; the old exporter only.
     """
     if exporter not in EXPORTERS:
         raise ValueError(f"exporter is {exporter!r}; one of {EXPORTERS} is needed")
     axes = {name: {0: "batch"} for name in ("image", *names)} if dynamic_batch else None
+    if axes is not None:
+        axes["image"].update((axis, f"size_{axis}") for axis in free)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if exporter == "dynamo":

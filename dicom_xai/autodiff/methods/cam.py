@@ -119,7 +119,7 @@ def weighed(a: Tensor, weights: Tensor) -> Tensor:
 
 def shaped(a: Tensor, flat: Tensor) -> Tensor:
     """``(batch, 1, positions)`` on the layer's grid."""
-    return flat.reshape(0, 1, *(-1 if size is None else size for size in a.shape[2:]))
+    return flat.reshape_like(a.slice(1, 0, 1))
 
 
 def relu(x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import helper
+from onnx import TensorProto, helper
 
 from ..call import Call, Cotangents, Rules
 from ..emit import Tensor
@@ -66,8 +66,17 @@ def scatter_add(n: Call, op_type: str, index: Tensor, g: Tensor, **attributes: i
             f"its derivative needs opset {SCATTER_ADD_OPSET}; convert the model with "
             f"onnx.version_converter.convert_version(model, {SCATTER_ADD_OPSET})"
         )
-    zeros = zeros_like(n.input(), g.dtype)
-    return n.graph.op(op_type, zeros, index, g, reduction="add", **attributes)
+    return added(op_type, zeros_like(n.input(), g.dtype), index, g, **attributes)
+
+
+def added(op_type: str, zeros: Tensor, index: Tensor, g: Tensor, **attributes: int) -> Tensor:
+    """g added into zeros; in float32 where the runtime cannot add halves."""
+    is_half = g.dtype in (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    dtype = TensorProto.FLOAT if is_half else g.dtype
+    found = g.graph.op(
+        op_type, zeros.cast(dtype), index, g.cast(dtype), reduction="add", **attributes
+    )
+    return found.cast(g.dtype)
 
 
 def gather_elements(n: Call, g: Tensor) -> Cotangents:

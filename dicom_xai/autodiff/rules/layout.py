@@ -7,7 +7,7 @@ from itertools import zip_longest
 import numpy as np
 
 from ..call import Call, Cotangents, Rules
-from ..emit import INT64_MAX, Tensor, UnknownShapeError
+from ..emit import INT64_MAX, INT64_MIN, Tensor, UnknownShapeError
 
 
 def reshape(n: Call, g: Tensor) -> Cotangents:
@@ -75,7 +75,7 @@ def place(g: Tensor, axis: int, taken: range, size: int) -> Tensor:
     if not len(taken):
         return zeros(g, {axis: size})
     if taken.step < 0:
-        g, taken = g.slice(axis, -1, np.iinfo(np.int64).min, -1), taken[::-1]
+        g, taken = g.slice(axis, -1, INT64_MIN, -1), taken[::-1]
     if taken.step > 1:
         wide = g.unsqueeze(axis + 1)
         wide = graph.concat([wide, zeros(wide, {axis + 1: taken.step - 1})], axis + 1)

@@ -10,10 +10,8 @@ import string
 import numpy as np
 
 from ..call import Call, Cotangents, Rules
-from ..emit import Graph, Tensor
+from ..emit import INT64_MIN, Graph, Tensor
 from .window import Window, crop, transposed_window_of, window_of
-
-INT64_MIN = np.iinfo(np.int64).min
 
 
 def matmul(n: Call, g: Tensor) -> Cotangents:

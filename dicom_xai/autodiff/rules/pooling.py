@@ -10,11 +10,9 @@ from onnx import helper
 from ..call import Call, Cotangents, Rules
 from ..emit import Tensor
 from ..prepare import Array
+from .index import SCATTER_ADD_OPSET, added, zeros_like
 from .linear import transposed
 from .window import Window, window_of
-
-SCATTER_ADD_OPSET = 16
-"""ScatterElements can add from here on."""
 
 
 def average_pool(n: Call, g: Tensor) -> Cotangents:
@@ -72,10 +70,8 @@ def max_pool(n: Call, g: Tensor) -> Cotangents:
         return first_hits(n, g)
     x, graph = n.input(), n.graph
     _, position = graph.ops("MaxPool", x, outputs=2, **n.attributes)
-    zeros = graph.scalar(0, g.dtype).expand_like(x).reshape(-1)
-    spread = graph.op(
-        "ScatterElements", zeros, position.reshape(-1), g.reshape(-1), axis=0, reduction="add"
-    )
+    zeros = zeros_like(x, g.dtype).reshape(-1)
+    spread = added("ScatterElements", zeros, position.reshape(-1), g.reshape(-1), axis=0)
     return spread.reshape_like(x)
 
 
