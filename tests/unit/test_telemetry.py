@@ -18,7 +18,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from dicom_xai.errors import ConfigError, DecodeError, InvariantError, StudyError
+from dicom_xai.errors import (
+    ConfigError,
+    DecodeError,
+    InvariantError,
+    LedgerBusyError,
+    StudyError,
+)
 from dicom_xai.stages import Stage
 from dicom_xai.telemetry import (
     FIELDS,
@@ -345,3 +351,15 @@ def test_a_scrape_that_fails_shows_nothing_of_the_cause(
     face.stop()
     assert (status, "Doe" in text) == (500, False)
     assert "Doe" not in "".join(capfd.readouterr())
+
+
+def test_a_ledger_that_does_not_answer_leaves_the_other_metrics_on_the_page() -> None:
+    def read() -> LedgerState:
+        raise LedgerBusyError("the ledger cannot be read")
+
+    registry = CollectorRegistry()
+    Metrics(registry)
+    registry.register(LedgerCollector(read))
+    page = generate_latest(registry).decode()
+    assert "dicom_xai_ledger_up 0.0" in page
+    assert "dicom_xai_instances_received_total" in page
