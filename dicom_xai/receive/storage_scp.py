@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+from pydicom import Dataset
 from pynetdicom import AE, evt
 
 from dicom_xai import uids
@@ -40,7 +41,6 @@ from dicom_xai.receive.inspect import file_of, inspect
 from dicom_xai.study import Sender
 
 if TYPE_CHECKING:
-    from pydicom import Dataset
     from pynetdicom.events import Event
 
 log = logging.getLogger(__name__)
@@ -264,8 +264,8 @@ class StorageSCP:
 
     # -------------------------------------------------------------- one object
 
-    def _store(self, event: Event) -> int:
-        """The answer to one C-STORE request."""
+    def _store(self, event: Event) -> int | Dataset:
+        """The answer to one C-STORE request: a status, with a comment where it is a refusal."""
         association: GuardedAssociation = event.assoc
         sender = self._sender(association, event.request.Priority)
         try:
@@ -274,7 +274,7 @@ class StorageSCP:
         except RefusedError as error:
             self._tell(error.reason, sender)
             log.warning("object refused: %s", error)
-            return status_of(error)
+            return _refusal(error)
         except (TransientError, OSError) as error:
             # our ledger or disk, not the object: the sender should come back
             self._tell("not-durable", sender)
@@ -339,3 +339,12 @@ def _plain(address: str) -> str:
     parsed = ipaddress.ip_address(address.partition("%")[0])
     mapped = getattr(parsed, "ipv4_mapped", None)
     return str(mapped or parsed)
+
+
+def _refusal(error: RefusedError) -> Dataset:
+    """Status and Error Comment of a refusal (PS3.7 9.1.1.1.9 and C.5; LO, 64 characters)."""
+    answer = Dataset()
+    answer.Status = int(status_of(error))
+    text = str(error).encode("ascii", "replace").decode().replace("\\", "/")
+    answer.ErrorComment = text[:64].rstrip()
+    return answer

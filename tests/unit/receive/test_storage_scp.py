@@ -353,3 +353,12 @@ def test_stop_returns_whatever_peers_and_door_do() -> None:
                 pass
             sock.close()
     wait_until_all_have_ended()
+
+
+def test_a_refusal_says_why_in_64_characters() -> None:
+    reason = "12 bytes free, 4000 to store, spool.min_free_bytes is 2000000000: C:\\spool"
+    door = Shelf(errors.OutOfResourcesError(reason, reason="no-space"))
+    with listening(door) as scp, associated(scp.ports[0]) as assoc:
+        answer = assoc.send_c_store(ready_to_send(an_image()))
+    assert answer.Status == 0xA700
+    assert answer.ErrorComment == reason[:64]
