@@ -9,7 +9,7 @@ import onnx
 
 from ..errors import ConfigError
 from .backward import dependents
-from .emit import Graph, Tensor, is_float
+from .emit import Graph, Tensor, attributes_of, is_float
 from .positions import Layout, layouts
 from .select import Scores
 
@@ -55,20 +55,22 @@ def explained_scores(graph: Graph, output: str | None) -> Scores:
             f"the type of output {name!r} cannot be worked out; explain another output"
         )
     producers = {item: node for node in graph.model.graph.node for item in node.output}
-    is_exclusive = None
-    while name in producers and producers[name].op_type in ACTIVATIONS | PASSED:
-        node = producers[name]
-        if node.op_type in ACTIVATIONS:
-            if is_exclusive is not None:
-                break
-            is_exclusive = node.op_type != "Sigmoid"
-        name = node.input[0]
+    is_exclusive, is_second = True, True
+    while name in producers and producers[name].op_type in PASSED:
+        name = producers[name].input[0]
+    last = producers.get(name)
+    if last is not None and last.op_type in ACTIVATIONS:
+        name = last.input[0]
+        is_exclusive = last.op_type != "Sigmoid"
+        if is_exclusive:
+            rank = graph.tensor(name).rank
+            is_second = rank < 2 or attributes_of(last).get("axis", -1) % rank == 1
     tensor = graph.tensor(name)
     if not is_float(tensor.dtype) or tensor.rank < 1:
         raise ConfigError(
             f"output {name!r} holds no real numbers per image; explain another output"
         )
-    return Scores(tensor, True if is_exclusive is None else is_exclusive)
+    return Scores(tensor, is_exclusive, is_second)
 
 
 def image_input(graph: Graph, name: str | None) -> Tensor:

@@ -82,9 +82,9 @@ def layouts(graph: Graph, image: str) -> dict[str, Layout]:
     ----------
     graph : Graph
     image : str
-        Name of the input, ``(batch, channels, *spatial)``.
+        Name of the input.
     """
-    known = {image: Layout()}
+    known = {image: image_layout(graph, image)}
     for node in graph.forward:
         from_ = next((name for name in node.input if name in known), None)
         if from_ is None:
@@ -94,6 +94,18 @@ def layouts(graph: Graph, image: str) -> dict[str, Layout]:
         if found is not None and fits(graph, found, name):
             known[name] = found
     return known
+
+
+def image_layout(graph: Graph, image: str) -> Layout:
+    """Channels second, or last where all that reads the image first turns it round."""
+    rank = graph.tensor(image).rank
+    readers = [node for node in graph.forward if image in node.input and node.op_type != "Shape"]
+    turned = [0, rank - 1, *range(1, rank - 1)]
+    is_last = bool(readers) and all(
+        node.op_type == "Transpose" and list(attributes_of(node).get("perm", ())) == turned
+        for node in readers
+    )
+    return Layout(rank - 1) if is_last else Layout()
 
 
 def fits(graph: Graph, layout: Layout, name: str) -> bool:

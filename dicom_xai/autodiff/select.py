@@ -33,15 +33,31 @@ class Scores:
     is_exclusive : bool
         Whether classes compete (softmax), so that a position belongs to its largest score; else a
         position belongs to every class whose score is above 0.
+    is_class_second : bool
+        Whether classes lie on axis 1; else only a seed can say what is explained.
     """
 
     tensor: Tensor
     is_exclusive: bool
+    is_class_second: bool = True
 
     @property
     def classes(self) -> int:
         """How many classes there are."""
         return 1 if self.tensor.rank == 1 else self.tensor.size(1)
+
+    def check_classes(self) -> None:
+        """Refuse to look for classes where they are not.
+
+        Raises
+        ------
+        ConfigError
+        """
+        if not self.is_class_second:
+            raise ConfigError(
+                f"the classes of {self.tensor.name!r} are not on axis 1; export the model with "
+                "channels first, or say with BySeed what is explained"
+            )
 
     @property
     def has_positions(self) -> bool:
@@ -77,6 +93,7 @@ class ByTarget:
 
     def choose(self, graph: Graph, scores: Scores) -> Chosen:
         """Write one-hot cotangents of the named classes."""
+        scores.check_classes()
         target = new_input(
             graph, "target", TensorProto.INT64, [item[:1] for item in concrete(graph, scores)]
         )
@@ -131,6 +148,7 @@ class TopClasses:
 
     def choose(self, graph: Graph, scores: Scores) -> Chosen:
         """Write the ranking and one cotangent per rank."""
+        scores.check_classes()
         if self.k < 1:
             raise ConfigError(f"TopClasses.k is {self.k}; 1 or more is needed")
         if self.offsets is not None and len(self.offsets) != scores.classes:

@@ -13,7 +13,7 @@ from .question import Answer, Question
 
 def saliency(q: Question) -> Answer:
     """max over channels of |g|; Simonyan et al. 2013, section 3.1."""
-    return Answer(strongest(q.gradient(q.image)), {})
+    return Answer(strongest(q.opened(q.gradient(q.image))), {})
 
 
 def strongest(g: Tensor) -> Tensor:
@@ -23,12 +23,12 @@ def strongest(g: Tensor) -> Tensor:
 
 def input_x_gradient(q: Question) -> Answer:
     """sum over channels of x g; Shrikumar et al. 2016, section 2."""
-    return Answer((q.image * q.gradient(q.image)).sum([1]), {})
+    return Answer(q.opened(q.image * q.gradient(q.image)).sum([1]), {})
 
 
 def modified(rules: Rules) -> Callable[[Question], Answer]:
     """sum over channels of the gradient under other rules."""
-    return lambda q: Answer(q.gradient(q.image, rules).sum([1]), {})
+    return lambda q: Answer(q.opened(q.gradient(q.image, rules)).sum([1]), {})
 
 
 guided_backpropagation = modified(GUIDED)
@@ -37,8 +37,8 @@ deconvnet = modified(DECONVNET)
 
 def guided_grad_cam(q: Question) -> Answer:
     """Grad-CAM, grown to the image, times guided backpropagation; Selvaraju et al. 2017, 3.2."""
-    cam = grown(grad_cam(q.features(), q.feature_gradient()), q.image)
-    return Answer(cam * q.gradient(q.image, GUIDED).sum([1]), {})
+    cam = grown(grad_cam(q.features(), q.feature_gradient()), q.opened(q.image))
+    return Answer(cam * q.opened(q.gradient(q.image, GUIDED)).sum([1]), {})
 
 
 def grown(x: Tensor, like: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class IntegratedGradients:
         gap = q.graph.op("Abs", total - rise)
         size = q.graph.op("Abs", rise)
         residual = gap / q.graph.where(size.equals(0), 1, size)
-        return Answer(attribution.sum([1]), {COMPLETENESS_RESIDUAL: residual})
+        return Answer(q.opened(attribution).sum([1]), {COMPLETENESS_RESIDUAL: residual})
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class SmoothGrad:
         spread = (x.max(axes) - low).unsqueeze(1) * self.noise
         points = x.unsqueeze(1) + spread * constant(q, draws)
         g, _ = gradients_at(q.graph, x, points, q.scores.tensor, q.seed)
-        return Answer(strongest(g.mean([1], keep=False)), {})
+        return Answer(strongest(q.opened(g.mean([1], keep=False))), {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ class ExpectedGradients:
         away = q.image.unsqueeze(1) - constant(q, self.backgrounds[None])
         points = away * placed(q, at, rank) + constant(q, self.backgrounds[None])
         g, _ = gradients_at(q.graph, q.image, points, q.scores.tensor, q.seed)
-        return Answer((away * g).mean([1], keep=False).sum([1]), {})
+        return Answer(q.opened((away * g).mean([1], keep=False)).sum([1]), {})
 
 
 def nodes_of(quadrature: str, steps: int) -> tuple[npt.NDArray[np.float64], ...]:

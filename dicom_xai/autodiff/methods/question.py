@@ -11,6 +11,7 @@ from ..backward import pull_back
 from ..call import Rules
 from ..emit import Graph, Tensor
 from ..layers import Layer
+from ..positions import image_layout
 from ..rules import GRADIENT
 from ..select import Scores
 
@@ -26,7 +27,7 @@ class Question:
     seed : Tensor
         Cotangent of the score, shaped as it.
     image : Tensor
-        ``(batch, channels, *spatial)``.
+        ``(batch, channels, *spatial)``, or with the channels last.
     layer : Layer or None
         Where a CAM method looks; None for methods that look at the image.
     """
@@ -55,6 +56,10 @@ class Question:
                 "between; name another layer or output"
             )
         return found[at.name]
+
+    def opened(self, t: Tensor) -> Tensor:
+        """Something shaped as the image, as ``(batch, channels, *spatial)``."""
+        return image_layout(self.graph, self.image.name).opened(t)
 
     def features(self) -> Tensor:
         """The layer as ``(batch, channels, *grid)``."""

@@ -67,7 +67,7 @@ class LayerwiseRelevance:
         found = pull_back(graph, nodes, {score.name: start}, [again.name], table)
         if again.name not in found:
             raise ConfigError(f"no relevance of {q.scores.tensor.name!r} reaches the image")
-        return Answer(found[again.name].sum([1]), {})
+        return Answer(q.opened(found[again.name]).sum([1]), {})
 
     def rules(self, nodes: Sequence[onnx.NodeProto], image: Tensor) -> Rules:
         """The table of this composite on these nodes, fed with this image."""
@@ -103,4 +103,4 @@ class LayerwiseRelevance:
 def attn_lrp(q: Question) -> Answer:
     """AttnLRP: the image times the gradient under its rules, summed over channels."""
     arrived: Tensor = q.gradient(q.image, ATTNLRP)
-    return Answer((q.image * arrived).sum([1]), {})
+    return Answer(q.opened(q.image * arrived).sum([1]), {})

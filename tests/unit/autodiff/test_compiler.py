@@ -171,6 +171,47 @@ def test_a_model_with_a_fixed_batch_of_one_is_explained(resnet: ResNet, x: torch
     assert_close(found["attribution"], torch_grad_cam(resnet, x[:1], [0]))
 
 
+class ChannelsLast(torch.nn.Module):
+    """A network whose image has its channels last."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x.permute(0, 3, 1, 2))
+
+
+class ScoresLast(torch.nn.Module):
+    """A segmentation whose classes lie on the last axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Conv2d(1, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(self.body(x).permute(0, 2, 3, 1), -1)
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "saliency", "integrated-gradients", "lrp"])
+def test_an_image_with_channels_last_gives_the_same_map(method: str) -> None:
+    inner, x = seeded(ResNet(channels=3)), image(2, 3, 33, 33)
+    turned = x.permute(0, 2, 3, 1).contiguous()
+    outer = exported(ChannelsLast(inner).eval(), turned, "torchscript", 17)
+    found = run(compile(outer, method).model, image=turned, target=[0, 1])
+    wanted = run(
+        compile(exported(inner, x, "torchscript", 17), method).model, image=x, target=[0, 1]
+    )
+    assert_close(found["attribution"], wanted["attribution"])
+
+
+def test_classes_on_the_last_axis_are_refused_but_for_a_seed() -> None:
+    plain = exported(seeded(ScoresLast()), image(2, 1, 8, 8), "torchscript", 17)
+    with pytest.raises(ConfigError, match="axis 1"):
+        compile(plain, "saliency")
+    assert compile(plain, "saliency", select=BySeed()).report.layer == "image"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_grad_cam_needs_no_fixed_size_of_the_image(family: str) -> None:
     network = seeded(FAMILIES[family]())
@@ -213,9 +254,9 @@ def test_grad_cam_never_differentiates_the_trunk(model: onnx.ModelProto) -> None
 
 
 def test_no_new_node_is_of_a_kind_that_providers_lag_behind(model: onnx.ModelProto) -> None:
-    assert new_operators(compile(model, layer="auto")).isdisjoint(
-        {"Pad", "ConstantOfShape", "Size"}
-    )
+    lagging = {"Pad", "ConstantOfShape", "Size"}
+    for method in ("grad-cam", "saliency", "integrated-gradients"):
+        assert new_operators(compile(model, method)).isdisjoint(lagging)
 
 
 def test_the_report_names_the_methods_that_are_the_same_here(model: onnx.ModelProto) -> None:
