@@ -88,9 +88,7 @@ def test_colour_becomes_luminance(name: str) -> None:
     np.testing.assert_allclose(values(data).squeeze(), expected, rtol=1e-6, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "kind", ["full", "full_422"]
-)
+@pytest.mark.parametrize("kind", ["full", "full_422"])
 def test_the_luminance_of_ybr_is_its_first_channel(kind: str) -> None:
     data = real_file(f"SC_ybr_{kind}_uncompressed.dcm")
     ds = dcmread(BytesIO(data))
