@@ -20,7 +20,7 @@ PASSED = frozenset({"Identity", "Cast", "Dropout"})
 POOLS = frozenset({"GlobalAveragePool", "ReduceMean"})
 AFFINE = frozenset(
     {"Gemm", "MatMul", "Add", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Dropout",
-     "Cast"}
+     "Cast", "Concat"}
 )  # fmt: skip
 
 
