@@ -128,14 +128,22 @@ def check(
     for model in report.models:
         identical = "bit-identical" if model.is_bit_identical else "within tolerance"
         nodes = ", ".join(f"{count} on {name}" for name, count in model.backward_nodes.items())
+        gradient = (
+            "cannot be differentiated as a whole"
+            if model.gradient_error is None
+            else f"gradient within {model.gradient_error:.1%} of finite differences"
+        )
         out.print(
             f"model {model.model} {model.version} on {model.device}: prediction {identical} to the "
-            f"plain model, {model.explainer} of {model.layer}, appended nodes {nodes or 'fused'}, "
+            f"plain model, {gradient}, {model.explainer} of {model.layer}, "
+            f"appended nodes {nodes or 'fused'}, "
             f"{model.seconds_per_image * 1e3:.1f} ms an image "
             f"({model.plain_seconds_per_image * 1e3:.1f} without explanation)",
             markup=False,
             soft_wrap=True,
         )
+        for method, reason in model.does_not_apply.items():
+            out.print(f"  {method} does not apply: {reason}", markup=False, soft_wrap=True)
     words = {0: "clean", 1: "works, with warnings", 2: "has errors: not usable"}
     out.print(f"{config}: {words[report.exit_code]}", markup=False, soft_wrap=True)
     raise typer.Exit(report.exit_code)

@@ -10,35 +10,21 @@ import numpy as np
 import torch
 
 from dicom_xai.config import ModelCard
-from dicom_xai.errors import ConfigError, ModelCardError, StudyError
+from dicom_xai.errors import StudyError, UnsupportedOperatorError
 from dicom_xai.explain.gradient import CompiledExplainer, ExplainedGraph
+from dicom_xai.explain.selftest import (
+    SelfTest,
+    applicability,
+    compare,
+    gradient_error,
+    noise,
+)
 from dicom_xai.infer.model import Model
-from dicom_xai.infer.session import CPU_PROVIDER, Device, Session
+from dicom_xai.infer.session import Device, Session
 from dicom_xai.study import Placement, Prediction
 
 #: Images in one run. Larger batches gain nothing on a CPU and cost memory.
 BATCH_SIZE = 16
-#: On other devices than the CPU the compiled graph may fuse differently.
-RELATIVE_TOLERANCE = 1e-4
-_SELF_TEST_IMAGES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class SelfTest:
-    """What was seen when the compiled graph ran beside the plain one.
-
-    Attributes
-    ----------
-    largest_difference : float
-        Of the raw outputs of both graphs, absolute.
-    is_bit_identical : bool
-    backward_nodes : mapping
-        Provider to how many of the appended nodes it took.
-    """
-
-    largest_difference: float
-    is_bit_identical: bool
-    backward_nodes: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +75,11 @@ class ServedModel:
         for explainer in explainers:
             graph = explainer.explain(self._plain, min(targets, len(card.classes)))
             session = Session(graph.proto.SerializeToString(), device, threads)
-            self.self_tests[explainer.name] = _self_test(self._plain, session, graph)
+            self.self_tests[explainer.name] = compare(self._plain, session, graph)
             self._graphs[explainer.name] = graph
             self._sessions[explainer.name] = session
+        #: See `selftest.gradient_error`; None where the whole model cannot be differentiated.
+        self.gradient_error = self._check_gradient(threads)
         self.costs = self._warm_up(clock)
 
     def graph(self, explainer: str) -> ExplainedGraph:
@@ -148,16 +136,27 @@ class ServedModel:
             placements=placements,
         )
 
+    def applicability(self) -> dict[str, str]:
+        """Every known method, and why it does not apply to this model; empty where it does."""
+        return applicability(self._plain)
+
+    def _check_gradient(self, threads: int) -> float | None:
+        try:
+            return gradient_error(self._plain, threads)
+        except UnsupportedOperatorError:
+            # a CAM needs the head's derivative alone, and that one was compiled
+            return None
+
     def _warm_up(self, clock: Callable[[], float]) -> Costs:
         """Run every session on the sizes that will be served; time one image."""
 
         def cost(session: Session) -> float:
             for batch in (BATCH_SIZE, 1):
-                session.run({self._plain.input_name: self._noise(batch)})
+                session.run({self._plain.input_name: noise(self.card, batch, self.device)})
             times = []
             for _ in range(3):
                 start = clock()
-                session.run({self._plain.input_name: self._noise(1)})
+                session.run({self._plain.input_name: noise(self.card, 1, self.device)})
                 times.append(clock() - start)
             return min(times)
 
@@ -165,49 +164,3 @@ class ServedModel:
             {name: cost(session) for name, session in self._sessions.items()},
             cost(self._plain.session),
         )
-
-    def _noise(self, batch: int) -> torch.Tensor:
-        return _noise(self.card, batch, self.device)
-
-
-def _self_test(plain: Model, explained: Session, graph: ExplainedGraph) -> SelfTest:
-    """Run both graphs on the same noise; refuse when the prediction changed or a map is not finite.
-
-    Raises
-    ------
-    ModelCardError
-        On the CPU any differing bit; elsewhere more than `RELATIVE_TOLERANCE` of the largest value.
-    """
-    images = {plain.input_name: _noise(plain.card, _SELF_TEST_IMAGES, plain.device)}
-    before = plain.session.run(images)[plain.output_name]
-    outputs = explained.run(images)
-    after = outputs[plain.output_name]
-    difference = float((before - after).abs().max())
-    is_identical = bool(torch.equal(before, after))
-    allowed = 0.0
-    if plain.device.kind != "cpu":
-        allowed = RELATIVE_TOLERANCE * float(before.abs().max())
-    name = f"model {plain.card.name} with {graph.method}"
-    if not (is_identical or difference <= allowed):
-        raise ModelCardError(
-            f"{name}: the prediction changed by {difference:g} on {plain.device.name}, "
-            f"{allowed:g} is allowed"
-        )
-    if not bool(torch.isfinite(outputs["attribution"]).all()):
-        raise ModelCardError(f"{name}: the map of the self-test is not finite")
-    taken = explained.nodes_by_provider(graph.added_nodes)
-    if plain.device.kind != "cpu" and taken.get(CPU_PROVIDER):
-        raise ConfigError(
-            f"{name}: {taken[CPU_PROVIDER]} of the appended nodes fell back to the CPU on "
-            f"{plain.device.name}"
-        )
-    return SelfTest(difference, is_identical, taken)
-
-
-def _noise(card: ModelCard, batch: int, device: Device) -> torch.Tensor:
-    """Noise over the input's range, the same at every load."""
-    spec = card.inputs[0]
-    low, high = spec.scaling
-    generator = torch.Generator().manual_seed(20261)
-    noise = torch.rand((batch, 1, *spec.size), generator=generator)
-    return (noise * (high - low) + low).to(device.torch)

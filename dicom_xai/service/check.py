@@ -22,6 +22,8 @@ class ModelReport:
     is_bit_identical: bool
     largest_difference: float
     backward_nodes: dict[str, int]
+    gradient_error: float | None
+    does_not_apply: dict[str, str]
     seconds_per_image: float
     plain_seconds_per_image: float
 
@@ -83,6 +85,8 @@ def _model_reports(config: Config, asked: str) -> list[ModelReport]:
             is_bit_identical=test.is_bit_identical,
             largest_difference=test.largest_difference,
             backward_nodes=dict(test.backward_nodes),
+            gradient_error=served.gradient_error,
+            does_not_apply={name: why for name, why in served.applicability().items() if why},
             seconds_per_image=served.costs.explained_s[explainer],
             plain_seconds_per_image=served.costs.plain_s,
         )

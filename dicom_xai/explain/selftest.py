@@ -1,0 +1,154 @@
+"""What a model must show before it serves: same prediction, right gradient, nodes in place.
+
+The gradient is judged by finite differences of the plain model: for a random mask m of an image x,
+the derivative of the top score along ``m * x`` is the sum of ``m`` times input-times-gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from dicom_xai import autodiff
+from dicom_xai.autodiff.methods import METHODS
+from dicom_xai.config import ModelCard
+from dicom_xai.errors import ConfigError, ModelCardError
+from dicom_xai.explain.gradient import ExplainedGraph
+from dicom_xai.infer.model import Model
+from dicom_xai.infer.session import CPU_PROVIDER, Device, Session
+
+#: On other devices than the CPU the compiled graph may fuse differently.
+RELATIVE_TOLERANCE = 1e-4
+#: Directions in which the gradient is compared.
+DIRECTIONS = 8
+#: Step of the finite differences, as a part of the image.
+_STEP = 1e-2
+#: Of the largest derivative. float32 scores and the kinks of ReLU within the step leave so much.
+GRADIENT_TOLERANCE = 0.05
+_IMAGES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTest:
+    """What was seen when the compiled graph ran beside the plain one.
+
+    Attributes
+    ----------
+    largest_difference : float
+        Of the raw outputs of both graphs, absolute.
+    is_bit_identical : bool
+    backward_nodes : mapping
+        Provider to how many of the appended nodes it took.
+    """
+
+    largest_difference: float
+    is_bit_identical: bool
+    backward_nodes: Mapping[str, int]
+
+
+def compare(plain: Model, explained: Session, graph: ExplainedGraph) -> SelfTest:
+    """Run both graphs on the same noise; refuse when the prediction changed or a map is not finite.
+
+    Raises
+    ------
+    ModelCardError
+        On the CPU any differing bit; elsewhere more than `RELATIVE_TOLERANCE` of the largest value.
+    ConfigError
+        Appended nodes fell back from the device to the CPU.
+    """
+    images = {plain.input_name: noise(plain.card, _IMAGES, plain.device)}
+    before = plain.session.run(images)[plain.output_name]
+    outputs = explained.run(images)
+    after = outputs[plain.output_name]
+    difference = float((before - after).abs().max())
+    is_identical = bool(torch.equal(before, after))
+    allowed = 0.0
+    if plain.device.kind != "cpu":
+        allowed = RELATIVE_TOLERANCE * float(before.abs().max())
+    name = f"model {plain.card.name} with {graph.method}"
+    if not (is_identical or difference <= allowed):
+        raise ModelCardError(
+            f"{name}: the prediction changed by {difference:g} on {plain.device.name}, "
+            f"{allowed:g} is allowed"
+        )
+    if not bool(torch.isfinite(outputs["attribution"]).all()):
+        raise ModelCardError(f"{name}: the map of the self-test is not finite")
+    taken = explained.nodes_by_provider(graph.added_nodes)
+    if plain.device.kind != "cpu" and taken.get(CPU_PROVIDER):
+        raise ConfigError(
+            f"{name}: {taken[CPU_PROVIDER]} of the appended nodes fell back to the CPU on "
+            f"{plain.device.name}"
+        )
+    return SelfTest(difference, is_identical, taken)
+
+
+def gradient_error(plain: Model, threads: int = 0) -> float:
+    """How far the compiled input gradient is from finite differences of the plain model.
+
+    Returns
+    -------
+    float
+        The largest difference over `DIRECTIONS` random directions, as a part of the largest
+        derivative.
+
+    Raises
+    ------
+    ModelCardError
+        More than `GRADIENT_TOLERANCE`: maps of this model would be wrong.
+    ConfigError
+        The whole model cannot be differentiated; the message names the operator.
+    """
+    compiled = autodiff.compile(
+        plain.proto,
+        "input-x-gradient",
+        select=autodiff.ByTarget(),
+        output=plain.output_name,
+        image=plain.input_name,
+    )
+    session = Session(compiled.model.SerializeToString(), plain.device, threads)
+    image = noise(plain.card, 1, plain.device)
+    score = plain.session.run({plain.input_name: image})[plain.output_name]
+    top = int(score[0].argmax())
+    target = torch.tensor([top], device=plain.device.torch)
+    product = session.run({plain.input_name: image, "target": target})["attribution"][0].double()
+    # an image of several channels has one map: their products are summed in it
+    masks = torch.rand(
+        (DIRECTIONS, 1, *image.shape[2:]), generator=torch.Generator().manual_seed(20262)
+    ).to(image)
+    steps = _STEP * masks * image
+    ahead = plain.session.run({plain.input_name: image + steps})[plain.output_name][:, top]
+    behind = plain.session.run({plain.input_name: image - steps})[plain.output_name][:, top]
+    measured = (ahead.double() - behind.double()) / (2 * _STEP)
+    expected = (masks.double() * product).flatten(1).sum(dim=1)
+    largest = float(measured.abs().max().clamp(min=1e-12))
+    error = float((measured - expected).abs().max()) / largest
+    if not error <= GRADIENT_TOLERANCE:
+        raise ModelCardError(
+            f"model {plain.card.name}: the compiled gradient differs from finite differences by "
+            f"{error:.1%} of the largest derivative, {GRADIENT_TOLERANCE:.0%} is allowed"
+        )
+    return error
+
+
+def applicability(plain: Model) -> dict[str, str]:
+    """Every method that autodiff knows, and why it does not apply here; empty where it does."""
+    reasons: dict[str, str] = {}
+    for name in METHODS:
+        try:
+            autodiff.compile(plain.proto, name, output=plain.output_name, image=plain.input_name)
+        except ConfigError as error:
+            reasons[name] = str(error)
+        else:
+            reasons[name] = ""
+    return reasons
+
+
+def noise(card: ModelCard, batch: int, device: Device) -> torch.Tensor:
+    """Noise over the input's range, the same at every load: ``(batch, 1, rows, columns)``."""
+    spec = card.inputs[0]
+    low, high = spec.scaling
+    generator = torch.Generator().manual_seed(20261)
+    made = torch.rand((batch, 1, *spec.size), generator=generator)
+    return (made * (high - low) + low).to(device.torch)
