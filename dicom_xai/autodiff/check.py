@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnx
 
-from ..errors import InvariantError
+from ..errors import ConfigError, InvariantError
 
 
 def check_untouched(original: onnx.ModelProto, compiled: onnx.ModelProto) -> None:
@@ -20,6 +20,8 @@ def check_untouched(original: onnx.ModelProto, compiled: onnx.ModelProto) -> Non
     ------
     InvariantError
         Something of the original changed; the model must not be served.
+    ConfigError
+        The original itself is not valid ONNX.
     """
     before, after = original.graph, compiled.graph
     for kind in ("node", "initializer", "sparse_initializer", "input", "output"):
@@ -35,7 +37,19 @@ def check_untouched(original: onnx.ModelProto, compiled: onnx.ModelProto) -> Non
             != list(getattr(compiled, field))[: len(getattr(original, field))]
         ):
             raise InvariantError(f"compiling changed the model's {field}")
-    onnx.checker.check_model(compiled)
+    check_valid(original, compiled)
+
+
+def check_valid(original: onnx.ModelProto, compiled: onnx.ModelProto) -> None:
+    """Ask the ONNX checker, and tell the vendor's defects from ours."""
+    try:
+        onnx.checker.check_model(compiled)
+    except onnx.checker.ValidationError as error:
+        try:
+            onnx.checker.check_model(original)
+        except onnx.checker.ValidationError as theirs:
+            raise ConfigError(f"the model is not valid ONNX: {theirs}") from theirs
+        raise InvariantError(f"the compiled model is not valid ONNX: {error}") from error
 
 
 def same_bytes(message: onnx.NodeProto) -> bytes:

@@ -131,8 +131,8 @@ class World:
         except (shape_inference.InferenceError, checker.ValidationError) as error:
             raise ConfigError(
                 f"{node.op_type} at node {node_label(node)!r} does not fit its inputs' shapes "
-                f"{[self.shape(name) for name in inputs]}: fix the model's free input sizes "
-                f"(export it with the sizes it will be run at) and compile again"
+                f"{[self.shape(name) for name in inputs]} ({error}): fix the model's free input "
+                f"sizes (export it with the sizes it will be run at) and compile again"
             ) from error
 
     def _infer_by_schema(self, node: onnx.NodeProto, inputs: list[str]) -> None:

@@ -12,7 +12,7 @@ from ..prepare import Array
 
 def batch_normalization(n: Call, g: Tensor) -> Cotangents:
     """At inference a constant factor per channel: scale / sqrt(var + epsilon)."""
-    if n.attribute("training_mode", 0):
+    if n.attribute("training_mode", 0) or len(n.y) > 1:
         raise n.refuse("it is in training mode; export the model after model.eval()")
     rank, scale, var = n.input().rank, n.input(1), n.input(4)
     factor = scale.cast(var.dtype) / n.graph.op("Sqrt", var + n.attribute("epsilon", 1e-5))

@@ -346,6 +346,21 @@ def test_an_operator_of_an_unknown_domain_is_refused() -> None:
         compile(one_operator("Magic", domain="vendor"), layer="features")
 
 
+def test_a_model_that_is_not_valid_is_refused_as_such() -> None:
+    broken = one_operator("Relu")
+    broken.graph.name = ""
+    with pytest.raises(ConfigError, match="not valid ONNX"):
+        compile(broken)
+
+
+def test_a_node_that_contradicts_its_schema_is_named() -> None:
+    broken = one_operator("Relu")
+    broken.graph.node[1].attribute.append(helper.make_attribute("nonsense", 1))
+    with pytest.raises(ConfigError, match="nonsense") as caught:
+        compile(broken)
+    assert "the odd one" in str(caught.value)
+
+
 def test_an_opset_that_is_too_old_is_refused() -> None:
     with pytest.raises(ConfigError, match="opset 11"):
         compile(one_operator("Relu", 11))
