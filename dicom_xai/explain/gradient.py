@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from dicom_xai import autodiff
 from dicom_xai.infer.model import Model
-
-if TYPE_CHECKING:
-    import onnx
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +16,7 @@ class ExplainedGraph:
     method's own unit, and `attribution_class`, ``(batch, targets)`` int64.
     """
 
-    proto: onnx.ModelProto
+    data: bytes  #: a serialised ONNX model
     method: str
     layer: str
     added_nodes: tuple[str, ...]
@@ -65,7 +61,7 @@ class CompiledExplainer:
         )
         report = compiled.report
         return ExplainedGraph(
-            proto=compiled.model,
+            data=compiled.model.SerializeToString(),
             method=report.method,
             layer=report.layer,
             added_nodes=report.backward,

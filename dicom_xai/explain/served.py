@@ -11,6 +11,7 @@ import torch
 
 from dicom_xai.config import ModelCard
 from dicom_xai.errors import StudyError, UnsupportedOperatorError
+from dicom_xai.explain.cache import CompiledCache
 from dicom_xai.explain.gradient import CompiledExplainer, ExplainedGraph
 from dicom_xai.explain.selftest import (
     SelfTest,
@@ -48,6 +49,8 @@ class ServedModel:
         At most so many classes of an image get a map.
     threads : int
         See `Session`.
+    cache : CompiledCache, optional
+        Where compiled graphs are kept between starts.
     clock : callable
         Seconds, monotonic; measures the costs.
 
@@ -64,6 +67,7 @@ class ServedModel:
         explainers: Sequence[CompiledExplainer],
         targets: int,
         threads: int = 0,
+        cache: CompiledCache | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.card = card
@@ -73,8 +77,8 @@ class ServedModel:
         self._sessions: dict[str, Session] = {}
         self.self_tests: dict[str, SelfTest] = {}
         for explainer in explainers:
-            graph = explainer.explain(self._plain, min(targets, len(card.classes)))
-            session = Session(graph.proto.SerializeToString(), device, threads)
+            graph = _compiled(self._plain, explainer, min(targets, len(card.classes)), cache)
+            session = Session(graph.data, device, threads)
             self.self_tests[explainer.name] = compare(self._plain, session, graph)
             self._graphs[explainer.name] = graph
             self._sessions[explainer.name] = session
@@ -164,3 +168,12 @@ class ServedModel:
             {name: cost(session) for name, session in self._sessions.items()},
             cost(self._plain.session),
         )
+
+
+def _compiled(
+    plain: Model, explainer: CompiledExplainer, targets: int, cache: CompiledCache | None
+) -> ExplainedGraph:
+    def make() -> ExplainedGraph:
+        return explainer.explain(plain, targets)
+
+    return make() if cache is None else cache.get(plain, explainer.name, targets, make)

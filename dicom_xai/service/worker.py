@@ -25,6 +25,7 @@ from dicom_xai.errors import (
     TransientError,
 )
 from dicom_xai.explain import EXPLAINERS
+from dicom_xai.explain.cache import CompiledCache
 from dicom_xai.explain.served import ServedModel
 from dicom_xai.infer.session import Device, resolve_device
 from dicom_xai.service.role import Context
@@ -73,6 +74,7 @@ def load_models(config: Config, device: Device) -> dict[str, ServedModel]:
             device,
             [EXPLAINERS[word] for word in wanted],
             max(route.findings for route in routes),
+            cache=CompiledCache(config.service.spool.directory.with_name("compiled")),
         )
     return served
 

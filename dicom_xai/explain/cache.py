@@ -1,0 +1,89 @@
+"""Compiled graphs, kept on disk: by what they were made of, whole or not at all.
+
+Several workers may start at once: each writes under a name of its own and renames; the last one
+wins with the same bytes. A file that does not read as what it should be is compiled anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from dicom_xai.autodiff import COMPILER_VERSION
+from dicom_xai.explain.gradient import ExplainedGraph
+from dicom_xai.infer.model import Model
+
+
+class CompiledCache:
+    """A folder of compiled graphs.
+
+    Parameters
+    ----------
+    folder : Path
+        Made when absent. Files of other compiler versions are left alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def get(
+        self, model: Model, explainer: str, targets: int, make: Callable[[], ExplainedGraph]
+    ) -> ExplainedGraph:
+        """The graph made of these inputs: kept, or made now and kept.
+
+        Parameters
+        ----------
+        model : Model
+        explainer : str
+        targets : int
+        make : callable
+            Compiles; its errors pass through and nothing is kept.
+        """
+        path = self._folder / f"{_key(model, explainer, targets)}.onnx"
+        kept = _read(path)
+        if kept is not None:
+            return kept
+        made = make()
+        about = {name: value for name, value in asdict(made).items() if name != "data"}
+        report = json.dumps(about).encode()
+        digest = hashlib.sha256(report + b"\n" + made.data).hexdigest().encode()
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            temporary.write_bytes(b"\n".join((digest, report, made.data)))
+            os.replace(temporary, path)
+        except OSError:  # a cache that cannot be written costs time, not the service
+            temporary.unlink(missing_ok=True)
+        return made
+
+
+def _key(model: Model, explainer: str, targets: int) -> str:
+    """Everything that decides the compiled bytes."""
+    card = model.card
+    parts = (
+        *(card.sha256, COMPILER_VERSION, explainer, targets, model.threshold_logits()),
+        *(card.heatmap.layer, model.output_name, model.input_name),
+    )
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _read(path: Path) -> ExplainedGraph | None:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        digest, report, body = path.read_bytes().split(b"\n", 2)
+        if hashlib.sha256(report + b"\n" + body).hexdigest().encode() == digest:
+            about = json.loads(report)
+            return ExplainedGraph(
+                data=body,
+                method=about["method"],
+                layer=about["layer"],
+                added_nodes=tuple(about["added_nodes"]),
+                equals=tuple(about["equals"]),
+                warnings=tuple(about["warnings"]),
+            )
+    return None
