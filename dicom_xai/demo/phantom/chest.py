@@ -346,7 +346,7 @@ def _bones(
     """Ribs are one pattern, periodic along the trunk; spine, clavicles and scapulae are added."""
     out = np.zeros(shape, dtype=np.float32)
     warp = smooth_field(rng, shape, (4, 4)) * np.float32(0.05)
-    step, strength = rng.uniform(2.3, 2.7), rng.uniform(0.07, 0.12)
+    step, strength = rng.uniform(2.3, 2.7), rng.uniform(0.06, 0.1)
     for side in sides:
         u = side.u
         cage = soft(side.wall + 0.5 - u, 0.4) * soft(u - 0.8, 0.6)
@@ -355,7 +355,7 @@ def _bones(
         back = (y + 0.9 - 0.35 * u - 0.012 * u * u) / step + warp
         front = (y + 0.55 * u - 0.3) / (step * 1.25) - warp
         out += np.float32(strength) * cage * _rib(back, 0.2)
-        out += np.float32(0.6 * strength) * cage * soft(u - 3.5, 1.5) * _rib(front, 0.24)
+        out += np.float32(0.4 * strength) * cage * soft(u - 3.5, 1.5) * _rib(front, 0.24)
         bar = y - (apex + 2.2 - 0.18 * u + 0.5 * np.sin(u * 0.55))
         clavicle = soft(0.55 - np.abs(bar), 0.12) * soft(u - 1.2, 0.3) * soft(13.5 - u, 0.6)
         out += np.float32(1.2 * strength) * clavicle
@@ -421,17 +421,17 @@ def _consolidation(
 def _nodules(
     rng: np.random.Generator, x: Image, y: Image, free: NDArray[np.bool_]
 ) -> tuple[Image, NDArray[np.bool_]]:
-    """One or two balls of 1.6 to 3.4 cm, slightly lobed."""
+    """One or two balls of 2 to 4 cm, slightly lobed."""
     out = np.zeros(x.shape, dtype=np.float32)
     mask = np.zeros(x.shape, dtype=bool)
     for _ in range(1 + (rng.random() < 0.25)):
         cx, cy = _somewhere(rng, x, y, free)
-        radius = rng.uniform(0.8, 1.7)
+        radius = rng.uniform(1.0, 2.0)
         angle = np.arctan2(y - cy, x - cx)
         lobes = 1 + 0.07 * np.sin(rng.integers(2, 5) * angle + rng.uniform(0, 6))
         r = (np.hypot(x - cx, y - cy) / (radius * lobes)).astype(np.float32)
         ball = np.sqrt(np.clip(1 - r * r, 0, 1)) * np.float32(0.6) + soft(1 - r, 0.08) * 0.4
-        out = np.maximum(out, np.float32(rng.uniform(0.16, 0.3)) * ball)
+        out = np.maximum(out, np.float32(rng.uniform(0.22, 0.36)) * ball)
         mask |= r < 1
     return out.astype(np.float32), mask
 
