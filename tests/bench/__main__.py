@@ -13,9 +13,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import explain, receive, triage
+from tests.bench import compiler, explain, receive, triage
 
-PARTS = {"explain": explain.run, "receive": receive.run, "triage": triage.run}
+PARTS = {
+    "explain": explain.run,
+    "compiler": compiler.run,
+    "receive": receive.run,
+    "triage": triage.run,
+}
 
 
 def main() -> int:
