@@ -36,11 +36,11 @@ from dicom_xai.study import Frame, Instance, Sender
 RADIOGRAPHS, SERIES, SLICES = 170, 30, 8
 SEED = 911
 #: Floors well under what the cards report, so that chance in 200 phantoms does not decide.
-POINTING_FLOOR = 0.75
-IOU_FLOOR = 0.20
+POINTING_FLOOR = 0.9
+IOU_FLOOR = 0.4
 #: Shuffled weights may point into a lesion by luck: its share of the body, with a margin.
-POINTING_CHANCE = 0.30
-IOU_CHANCE = 0.10
+POINTING_CHANCE = 0.2
+IOU_CHANCE = 0.05
 
 
 @dataclass(frozen=True)
