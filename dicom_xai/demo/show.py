@@ -98,10 +98,9 @@ def show(folder: Path | None, keep: bool, console: Console) -> int:
 
 def _send_all(site: Site, target: Path, console: Console) -> Iterator[bool]:
     """Send, wait, write and show one study after the other; tells whether each was in time."""
-    rng = np.random.default_rng()
     for number, study in enumerate(STUDIES, start=1):
         with _step(console, f"study {number} of {len(STUDIES)}: {study.title}"):
-            phantom = study.make(rng)
+            phantom = study.make(np.random.default_rng(number))  # same pixels, fresh UIDs
             before = len(site.pacs.kept)
             statuses = site.send(phantom.files, study.ae_title)
             uid = str(phantom.datasets[0].StudyInstanceUID)
