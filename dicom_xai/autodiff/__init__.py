@@ -24,6 +24,7 @@ Only onnx and numpy are needed::
 from .compiler import COMPILER_VERSION, Compiled, Report, compile
 from .methods import (
     METHODS,
+    AttentionRollout,
     ExpectedGradients,
     IntegratedGradients,
     LayerwiseRelevance,
@@ -34,6 +35,7 @@ from .select import BySeed, ByTarget, TopClasses
 __all__ = [
     "COMPILER_VERSION",
     "METHODS",
+    "AttentionRollout",
     "BySeed",
     "ByTarget",
     "Compiled",

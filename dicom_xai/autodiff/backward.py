@@ -154,20 +154,35 @@ def expanded(
 ) -> list[tuple[str, Tensor]]:
     """Differentiate a copy of the nodes that the operator stands for; the original stays."""
     graph, node = call.graph, call.node
-    mark = f"{graph.prefix}{call.node.output[0]}/"
-    body = [
-        renamed(item, node.input, mark, index) for index, item in enumerate(graph.facts.body(node))
-    ]
+    mark, body = spelled_out(graph, node)
     if not body:
         raise call.refuse(
             "there is no rule for it and its schema has no function body; export the model "
             "without it, or add a rule in dicom_xai/autodiff/rules"
         )
-    graph.copy(body)
     pairs = zip(node.output, arriving, strict=True)
     cotangents = {mark + name: g for name, g in pairs if g is not None}
     sources = [name for name in node.input if name in reached]
     return list(pull_back(graph, body, cotangents, sources, rules).items())
+
+
+def spelled_out(graph: Graph, node: onnx.NodeProto) -> tuple[str, list[onnx.NodeProto]]:
+    """A written copy of the nodes that a node stands for, which computes its outputs once more.
+
+    Returns
+    -------
+    str
+        What the names of the copy's tensors begin with; the node's inputs keep theirs.
+    list of onnx.NodeProto
+        In topological order; empty where the node is not made of others.
+    """
+    mark = f"{graph.prefix}{node.output[0]}/"
+    body = [
+        renamed(item, node.input, mark, index) for index, item in enumerate(graph.facts.body(node))
+    ]
+    if body:
+        graph.copy(body)
+    return mark, body
 
 
 def total(pending: dict[str, list[Tensor]], name: str) -> Tensor | None:

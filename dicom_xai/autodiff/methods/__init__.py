@@ -7,13 +7,14 @@ from types import MappingProxyType
 
 from ..emit import Tensor
 from . import cam, gradient
-from .attention import gradient_attention_rollout
+from .attention import AttentionRollout
 from .path import ExpectedGradients, IntegratedGradients, SmoothGrad
 from .question import Answer, Method, Question
 from .relevance import LayerwiseRelevance, attn_lrp
 
 __all__ = [
     "METHODS",
+    "AttentionRollout",
     "ExpectedGradients",
     "IntegratedGradients",
     "LayerwiseRelevance",
@@ -94,7 +95,7 @@ METHODS = MappingProxyType(
             Method("guided-grad-cam", "both", gradient.guided_grad_cam, warnings=(PERSUASIVE,)),
             Method("integrated-gradients", "image", IntegratedGradients()),
             Method("smoothgrad", "image", SmoothGrad()),
-            Method("gradient-attention-rollout", "image", gradient_attention_rollout),
+            Method("gradient-attention-rollout", "image", AttentionRollout()),
             Method("lrp", "image", LayerwiseRelevance()),
             Method(
                 "lrp-epsilon", "image", LayerwiseRelevance("epsilon"),
@@ -113,13 +114,16 @@ METHODS = MappingProxyType(
 """Methods by the name under which a card or a command asks for them."""
 
 
-Parametrised = IntegratedGradients | SmoothGrad | ExpectedGradients | LayerwiseRelevance
+Parametrised = (
+    IntegratedGradients | SmoothGrad | ExpectedGradients | LayerwiseRelevance | AttentionRollout
+)
 """Methods that can be given parameters of their own."""
 
 NAMES = {
     IntegratedGradients: "integrated-gradients",
     SmoothGrad: "smoothgrad",
     ExpectedGradients: "expected-gradients",
+    AttentionRollout: "gradient-attention-rollout",
 }
 
 

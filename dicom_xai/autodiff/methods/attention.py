@@ -2,55 +2,151 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import helper
+
 from ...errors import ConfigError
+from ..backward import pull_back, spelled_out
 from ..emit import Tensor
 from ..layers import path
 from ..positions import Layout, layouts
+from ..rules import GRADIENT
 from .question import Answer, Question
 
 
-def gradient_attention_rollout(q: Question) -> Answer:
-    """R <- R + Abar R over the layers, Abar = mean over heads of (A dA)^+; R starts as identity.
+@dataclass(frozen=True)
+class AttentionRollout:
+    """Attention times its gradient, followed through all layers down to the patches.
 
-    Chefer et al. 2021, "Generic Attention-model Explainability", equations 5 and 6. The row of the
-    class token is read; without one, the mean of all rows.
-    """
-    names, layout = attentions(q)
-    assert layout.grid is not None
-    rollout: Tensor | None = None
-    for name in names:
-        a = q.graph.tensor(name)
-        weighed = q.graph.op("Relu", a * q.gradient(a)).mean([1], keep=False)
-        # The identity that R starts as is added by hand: R = I + S, so S <- S + Abar + Abar S.
-        rollout = weighed if rollout is None else rollout + weighed + weighed @ rollout
-    assert rollout is not None
-    row = rollout.slice(1, 0, 1) if layout.prefix else rollout.mean([1])
-    return Answer(row.slice(2, layout.prefix).reshape(0, 1, *layout.grid), {})
+    The row of the class token is read; without one, the mean of all rows. It is carried from the
+    last layer to the first, which gives the same as the product of the layers' matrices.
 
+    Parameters
+    ----------
+    form : str
+        ``chefer``: R <- R + Abar R, Abar the mean over heads of (A dA)^+, R starting as identity,
+        which is left out of what is read; Chefer et al. 2021, "Generic Attention-model
+        Explainability", equations 5 and 6.
 
-def attentions(q: Question) -> tuple[list[str], Layout]:
-    """Attention probabilities over all tokens, first layer first, and where the tokens lie.
+        ``corrected``: R <- N(K + I) R, N dividing each row by its sum, K the mean over heads of
+        A dA, clamped at 0, without its lowest entries. Attention rollout (Abnar and Zuidema 2020,
+        section 3) with Gildenblat's gradient weights (vit-explain, 2020), whose published code
+        divides the columns by the sums of the rows.
+    discard : float
+        ``corrected`` only: which part of a layer's entries, the lowest, is left out per image.
+        Entries equal to the lowest kept one stay.
 
     Raises
     ------
     ConfigError
-        There are none: no transformer, attention within windows, or fused attention, which does
-        not show its probabilities.
+        No such form, or a discarded part outside [0, 1).
+    """
+
+    form: Literal["chefer", "corrected"] = "chefer"
+    discard: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.form not in ("chefer", "corrected"):
+            raise ConfigError(f"form is {self.form!r}; 'chefer' or 'corrected' is needed")
+        if not 0 <= self.discard < 1:
+            raise ConfigError(f"discard is {self.discard}; a part in [0, 1) is needed")
+
+    def __call__(self, q: Question) -> Answer:
+        """The map, on the grid of patches."""
+        found, layout = attentions(q)
+        assert layout.grid is not None
+        weighed = [a * g for a, g in found]
+        row = (chefer if self.form == "chefer" else self.corrected)(weighed, layout)
+        return Answer(row.slice(2, layout.prefix).reshape(0, 1, *layout.grid), {})
+
+    def corrected(self, weighed: Sequence[Tensor], layout: Layout) -> Tensor:
+        """The row of the product of the layers' stochastic matrices, ``(batch, 1, tokens)``."""
+        graph, tokens = weighed[0].graph, weighed[0].size(-1)
+        dtype = helper.tensor_dtype_to_np_dtype(weighed[0].dtype)
+        first = np.eye(1, tokens) if layout.prefix else np.full((1, tokens), 1 / tokens)
+        row = graph.constant(first[None].astype(dtype))
+        for item in reversed(weighed):
+            k = self.strongest(graph.op("Relu", item.mean([1], keep=False)))
+            # The half of (K + I) / 2 cancels when the rows are normalised.
+            row = row / (k.sum([2], keep=False).unsqueeze(1) + 1)
+            row = row + row @ k
+        return row
+
+    def strongest(self, k: Tensor) -> Tensor:
+        """A layer's ``(batch, tokens, tokens)`` with the discarded entries at 0."""
+        count = k.size(-1) ** 2
+        kept = count - int(count * self.discard)
+        highest, _ = k.graph.ops(
+            "TopK", k.reshape(0, count), k.graph.ints([kept]), outputs=2, axis=1
+        )
+        lowest = highest.slice(1, kept - 1).unsqueeze(2)
+        return k.graph.where(k < lowest, 0, k)
+
+
+def chefer(weighed: Sequence[Tensor], layout: Layout) -> Tensor:
+    """The row of R without the identity that it starts as, ``(batch, 1, tokens)``."""
+    row: Tensor | None = None
+    for item in reversed(weighed):
+        a = item.graph.op("Relu", item).mean([1], keep=False)
+        read = a.slice(1, 0, 1) if layout.prefix else a.mean([1])
+        # r (I + A) with r = e + s, e what is read of the identity: s <- s + e A + s A.
+        row = read if row is None else row + read + row @ a
+    assert row is not None
+    return row
+
+
+def attentions(q: Question) -> tuple[list[tuple[Tensor, Tensor]], Layout]:
+    """Attention probabilities over all tokens and their gradients, first layer first.
+
+    Returns
+    -------
+    list of (Tensor, Tensor)
+        Each ``(batch, heads, tokens, tokens)``.
+    Layout
+        Where the tokens lie.
+
+    Raises
+    ------
+    ConfigError
+        There are none: no transformer, or attention within windows.
     """
     flat = [item for item in layouts(q.graph, q.image.name).values() if item.grid is not None]
     nodes = path(q.graph, q.image.name, q.scores.tensor.name)
     for layout in flat[-1:]:
         tokens = (layout.count(()) or 0) + layout.prefix
-        found = [
-            node.output[0]
-            for node in nodes
-            if node.op_type == "Softmax"
-            and len(shape := q.graph.tensor(node.output[0]).shape) == 4
-            and shape[-2:] == (tokens, tokens)
-        ]
+        shown = [(node, a) for node in nodes if (a := probabilities(q, node)) is not None]
+        found = [(a, gradient(q, node, a)) for node, a in shown if a.shape[-2:] == (tokens, tokens)]
         if found:
             return found, layout
     raise ConfigError(
         "the model shows no attention over the whole image: a rollout needs a transformer without "
-        "windows, exported without the fused Attention operator (opset 22 or older); use grad-cam"
+        "windows; use grad-cam"
     )
+
+
+def probabilities(q: Question, node: onnx.NodeProto) -> Tensor | None:
+    """What a node attends with, if it does; a fused Attention is worked out once more."""
+    if node.op_type == "Softmax":
+        name = node.output[0]
+    elif node.op_type == "Attention" and not node.domain:
+        # Softmax alone would not do: rows that are masked whole are set to 0 behind it.
+        products = [item for item in spelled_out(q.graph, node)[1] if item.op_type == "MatMul"]
+        name = products[-1].input[0]
+    else:
+        return None
+    found = q.graph.tensor(name)
+    return found if len(found.shape) == 4 else None
+
+
+def gradient(q: Question, node: onnx.NodeProto, a: Tensor) -> Tensor:
+    """The derivative at a node's attention probabilities."""
+    if node.op_type == "Softmax":
+        return q.gradient(a)
+    mark, body = spelled_out(q.graph, node)
+    arriving = {mark + node.output[0]: q.gradient(q.graph.tensor(node.output[0]))}
+    return pull_back(q.graph, body, arriving, [a.name], GRADIENT)[a.name]
