@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +18,7 @@ from ..layers import path
 from ..positions import Layout, layouts
 from ..rules import GRADIENT
 from .question import Answer, Question
+from .windows import Windows, windows_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,10 @@ class AttentionRollout:
 
     The row of the class token is read; without one, the mean of all rows. It is carried from the
     last layer to the first, which gives the same as the product of the layers' matrices.
+
+    Attention within windows (Liu et al. 2021, "Swin Transformer", section 3.2) is followed through
+    the last stage, on whose grid the map is: a layer's Abar there is 0 between windows, and within
+    them that of the window, wherever a shift put it. Stages before that are not looked at.
 
     Parameters
     ----------
@@ -57,12 +63,20 @@ class AttentionRollout:
             raise ConfigError(f"discard is {self.discard}; a part in [0, 1) is needed")
 
     def __call__(self, q: Question) -> Answer:
-        """The map, on the grid of patches."""
-        found, layout = attentions(q)
-        assert layout.grid is not None
-        weighed = [a * g for a, g in found]
-        row = (chefer if self.form == "chefer" else self.corrected)(weighed, layout)
-        return Answer(row.slice(2, layout.prefix).reshape(0, 1, *layout.grid), {})
+        """The map, on the grid of patches, or of the last stage of windows."""
+        found = attentions(q)
+        last = found[-1].place
+        if isinstance(last, Windows):
+            if self.form == "corrected":
+                raise ConfigError(
+                    "the corrected rollout ranks a layer's entries over the whole image, of which "
+                    "attention within windows has few; use the form 'chefer'"
+                )
+            return Answer(within_windows(found), {})
+        assert last.grid is not None
+        weighed = [item.weighed for item in found]
+        row = (chefer if self.form == "chefer" else self.corrected)(weighed, last)
+        return Answer(row.slice(2, last.prefix).reshape(0, 1, *last.grid), {})
 
     def corrected(self, weighed: Sequence[Tensor], layout: Layout) -> Tensor:
         """The row of the product of the layers' stochastic matrices, ``(batch, 1, tokens)``."""
@@ -100,33 +114,67 @@ def chefer(weighed: Sequence[Tensor], layout: Layout) -> Tensor:
     return row
 
 
-def attentions(q: Question) -> tuple[list[tuple[Tensor, Tensor]], Layout]:
-    """Attention probabilities over all tokens and their gradients, first layer first.
+def within_windows(found: Sequence[Attention]) -> Tensor:
+    """The mean row of R without the identity, over the grid of windows, ``(batch, 1, *grid)``."""
+    row: Tensor | None = None
+    for item in reversed(found):
+        place = item.place
+        assert isinstance(place, Windows)
+        a = item.weighed.graph.op("Relu", item.weighed).mean([1], keep=False)
+        count = math.prod(place.grid)
+        dtype = helper.tensor_dtype_to_np_dtype(a.dtype)
+        read = a.graph.constant(np.full((1, 1, *place.grid), 1 / count, dtype))
+        arriving = place.joined(place.cut(read if row is None else row + read) @ a)
+        row = arriving if row is None else row + arriving
+    assert row is not None
+    return row
 
-    Returns
-    -------
-    list of (Tensor, Tensor)
-        Each ``(batch, heads, tokens, tokens)``.
-    Layout
+
+@dataclass(frozen=True)
+class Attention:
+    """One layer's attention.
+
+    Attributes
+    ----------
+    weighed : Tensor
+        Probabilities times their gradient, ``(batch, heads, tokens, tokens)``; of windows, with
+        each image's windows along the first axis.
+    place : Layout or Windows
         Where the tokens lie.
+    """
+
+    weighed: Tensor
+    place: Layout | Windows
+
+
+def attentions(q: Question) -> list[Attention]:
+    """Attention over all tokens, else within the windows of the last stage; first layer first.
 
     Raises
     ------
     ConfigError
-        There are none: no transformer, or attention within windows.
+        There is none, or its windows cannot be followed to the image.
     """
     flat = [item for item in layouts(q.graph, q.image.name).values() if item.grid is not None]
     nodes = path(q.graph, q.image.name, q.scores.tensor.name)
+    shown = [(node, a) for node in nodes if (a := probabilities(q, node)) is not None]
     for layout in flat[-1:]:
         tokens = (layout.count(()) or 0) + layout.prefix
-        shown = [(node, a) for node in nodes if (a := probabilities(q, node)) is not None]
-        found = [(a, gradient(q, node, a)) for node, a in shown if a.shape[-2:] == (tokens, tokens)]
-        if found:
-            return found, layout
-    raise ConfigError(
-        "the model shows no attention over the whole image: a rollout needs a transformer without "
-        "windows; use grad-cam"
-    )
+        over_all = [(node, a) for node, a in shown if a.shape[-2:] == (tokens, tokens)]
+        if over_all:
+            return [Attention(a * gradient(q, node, a), layout) for node, a in over_all]
+    placed = [(node, a, windows_of(q.graph, q.image.name, a)) for node, a in shown]
+    last = placed[-1][2] if placed else None
+    if last is None:
+        raise ConfigError(
+            "the model shows no attention over the whole image, nor within windows of it that can "
+            "be followed: a rollout needs a transformer; use grad-cam"
+        )
+    return [
+        Attention(a * gradient(q, node, a), windows)
+        for node, a, windows in placed
+        if windows is not None and windows.grid == last.grid
+    ]
 
 
 def probabilities(q: Question, node: onnx.NodeProto) -> Tensor | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
 from dicom_xai.autodiff import AttentionRollout, compile
 from dicom_xai.errors import ConfigError
@@ -111,9 +113,118 @@ def test_rollout_with_impossible_parameters_is_refused(form: str, discard: float
         AttentionRollout(form, discard)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("make", [ResNet, Swin], ids=["no attention", "windows"])
-def test_rollout_is_refused_without_attention_over_the_image(make: type) -> None:
+class LastStage(Swin):
+    """Two blocks of four windows each, the second one's shifted: the first stage is the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.LayerNorm(12)
+        self.scores = nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(self.patches(x).permute(0, 2, 3, 1))
+        return self.scores(self.last(x).mean((1, 2)))
+
+
+class FlatStage(LastStage):
+    """The same with tokens on one axis between the layers, as the published code has them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        for block in self.first:
+            y = block.norm1(x).reshape(-1, 8, 8, 12).roll((-block.shift, -block.shift), (1, 2))
+            bias = block.table[block.index.reshape(-1)].reshape(16, 16, 2).permute(2, 0, 1)
+            bias = (bias[None] + block.mask[:, None]).repeat(x.shape[0], 1, 1, 1)
+            y = block.attention(block.windows(y), bias).reshape(-1, 2, 2, 4, 4, 12)
+            y = y.permute(0, 1, 3, 2, 4, 5).reshape(-1, 8, 8, 12)
+            x = x + y.roll((block.shift, block.shift), (1, 2)).reshape(-1, 64, 12)
+            x = x + block.mlp(block.norm2(x))
+        return self.scores(self.last(x).mean(1))
+
+
+def by_windows(
+    attention: list[tuple[torch.Tensor, torch.Tensor]], shifts: list[int], size: int
+) -> torch.Tensor:
+    """Mean relevance of the grid's positions, from one matrix over all of them per layer."""
+    count = size * size
+    r = torch.eye(count).repeat(2, 1, 1)
+    for (a, g), shift in zip(attention, shifts, strict=True):
+        per_window = (a * g).relu().mean(1).reshape(2, -1, 16, 16)
+        abar = torch.zeros(2, count, count)
+        for window in range(per_window.shape[1]):
+            top, left = (4 * i for i in divmod(window, size // 4))
+            held = [
+                (top + i + shift) % size * size + (left + j + shift) % size
+                for i in range(4)
+                for j in range(4)
+            ]
+            for image_index in range(2):
+                abar[image_index][torch.tensor(held)[:, None], torch.tensor(held)] = per_window[
+                    image_index, window
+                ]
+        r = r + abar @ r
+    return (r - torch.eye(count)).mean(1).reshape(2, 1, size, size)
+
+
+@pytest.mark.parametrize(("exporter", "opset"), [("torchscript", 17), ("dynamo", 20)])
+@pytest.mark.parametrize(
+    ("make", "layers", "shifts", "size"),
+    [
+        (Swin, slice(2, 3), [0], 4),
+        (LastStage, slice(2), [0, 2], 8),
+        (FlatStage, slice(2), [0, 2], 8),
+    ],
+    ids=["one window", "shifted windows", "shifted windows of flat tokens"],
+)
+def test_windows_of_the_last_stage_are_put_back_where_they_lie_on_the_image(
+    exporter: str,
+    opset: int,
+    make: type[Swin],
+    layers: slice,
+    shifts: list[int],
+    size: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     network, x = seeded(make()), image(2, 1, 32, 32)
-    plain = exported(network, x, "torchscript", 17)
+    plain = exported(network, x, exporter, opset)
+    found = run(compile(plain, "gradient-attention-rollout").model, x, target=TARGET)
+    attention = attended(network, x, monkeypatch)[layers]
+    assert_close(found["attribution"], by_windows(attention, shifts, size))
+    assert (found["scores"] == run(plain, x)["scores"]).all()
+
+
+class PaddedStage(LastStage):
+    """A grid of 6 x 6, filled up to whole windows before the attention and cut off after it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, block = self.patches(x).permute(0, 2, 3, 1), self.first[0]
+        y = block.windows(functional.pad(block.norm1(x), (0, 0, 0, 2, 0, 2)))
+        y = block.attention(y).reshape(-1, 2, 2, 4, 4, 12).permute(0, 1, 3, 2, 4, 5)
+        x = x + y.reshape(-1, 8, 8, 12)[:, :6, :6]
+        return self.scores(self.last(x + block.mlp(block.norm2(x))).mean((1, 2)))
+
+
+@pytest.mark.parametrize(("exporter", "opset"), [("torchscript", 17), ("dynamo", 20)])
+def test_what_fills_up_windows_is_no_place_of_the_image(
+    exporter: str, opset: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, x = seeded(PaddedStage()), image(2, 1, 24, 24)
+    plain = exported(network, x, exporter, opset)
+    found = run(compile(plain, "gradient-attention-rollout").model, x, target=TARGET)
+    ((a, g),) = attended(network, x, monkeypatch)
+    abar = (a * g).relu().mean(1).reshape(2, 2, 2, 4, 4, 4, 4)
+    # Rows of the attention outside the 6 x 6 places have no gradient, columns outside are cut off.
+    received = abar.sum((3, 4)).permute(0, 1, 3, 2, 4).reshape(2, 1, 8, 8)[..., :6, :6] / 36
+    assert_close(found["attribution"], received)
+
+
+def test_corrected_rollout_is_refused_within_windows() -> None:
+    plain = exported(seeded(Swin()), image(2, 1, 32, 32), "torchscript", 17)
+    with pytest.raises(ConfigError, match="use the form 'chefer'"):
+        compile(plain, AttentionRollout("corrected"))
+
+
+def test_rollout_is_refused_without_attention() -> None:
+    plain = exported(seeded(ResNet()), image(2, 1, 32, 32), "torchscript", 17)
     with pytest.raises(ConfigError, match="no attention over the whole image"):
         compile(plain, "gradient-attention-rollout")
