@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dicom_xai.config import Config, Problem, ProblemsError, load, read_yaml
+from dicom_xai.config import Config, Problem, ProblemsError, load, nearest, read_yaml
 from dicom_xai.errors import ConfigError
 from dicom_xai.route.selftest import failures
 
@@ -49,9 +49,10 @@ def check(path: Path) -> CheckReport:
         config, lint = load(path)
     except ProblemsError as error:
         return CheckReport(tuple(error.problems))
-    problems = [*route_problems(config), *lint]
+    unknown = _unknown_explainers(config)
+    problems = [*route_problems(config), *unknown, *lint]
     models: list[ModelReport] = []
-    for device in config.service.devices:
+    for device in config.service.devices if not unknown else ():
         try:
             models += _model_reports(config, device)
         except ConfigError as error:
@@ -66,6 +67,27 @@ def route_problems(config: Config) -> list[Problem]:
     return [
         Problem(path, *marks.get(("tests", index), (1, 1)), message)
         for index, message in failures(config.routes)
+    ]
+
+
+def _unknown_explainers(config: Config) -> list[Problem]:
+    """Methods that routes name and nobody knows."""
+    # here and not above: the table of explainers loads torch
+    from dicom_xai.explain import EXPLAINERS
+
+    path = config.service.routes
+    _, marks = read_yaml(path)
+    known = list(EXPLAINERS)
+    all_known = f"; known: {', '.join(known)}"
+    return [
+        Problem(
+            path,
+            *marks.get(("routes", i, "explain", k), (1, 1)),
+            f"route {route.name!r}: no explainer {name!r}{nearest(name, known) or all_known}",
+        )
+        for i, route in enumerate(config.routes.routes)
+        for k, name in enumerate(route.explain)
+        if name not in EXPLAINERS
     ]
 
 

@@ -121,7 +121,10 @@ def test_check_knows_the_explainers(config):
     edit(config, "grad-cam", "gradcam")
     done = run("check", "--config", str(config))
     assert done.exit_code == 2
-    assert "did you mean 'grad-cam'?" in done.output
+    words = (
+        "routes.yaml:7:15: error: route 'chest': no explainer 'gradcam'; did you mean 'grad-cam'?"
+    )
+    assert words in done.output
 
 
 def test_check_speaks_json(config):
