@@ -187,8 +187,7 @@ def probabilities(q: Question, node: onnx.NodeProto) -> Tensor | None:
         name = products[-1].input[0]
     else:
         return None
-    found = q.graph.tensor(name)
-    return found if len(found.shape) == 4 else None
+    return q.graph.tensor(name) if len(q.graph.facts.shape(name) or ()) == 4 else None
 
 
 def gradient(q: Question, node: onnx.NodeProto, a: Tensor) -> Tensor:

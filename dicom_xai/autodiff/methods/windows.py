@@ -82,7 +82,7 @@ def windows_of(graph: Graph, image: str, a: Tensor) -> Windows | None:
         if node.op_type == "MatMul" and graph.facts.constant(node.input[1]) is not None
     )
     name = next(reads, None)
-    if name is None or graph.tensor(name).shape[1:-1] != a.shape[-1:]:
+    if name is None or (graph.facts.shape(name) or ())[1:-1] != a.shape[-1:]:
         return None
     known = layouts(graph, image)
     open_ends, moves = {name}, []
@@ -100,12 +100,18 @@ def windows_of(graph: Graph, image: str, a: Tensor) -> Windows | None:
     layout = known.get(whole.name)
     if open_ends or layout is None or layout.prefix or layout.channel != whole.rank - 1:
         return None
-    return Windows(whole, layout, tuple(reversed(moves)), graph.tensor(name)) if moves else None
+    if not moves or None in whole.shape[1:]:
+        return None
+    return Windows(whole, layout, tuple(reversed(moves)), graph.tensor(name))
 
 
 def keeps_channels(graph: Graph, node: onnx.NodeProto) -> bool:
     """Whether a node moves whole positions: the last axis, that of the channels, stays."""
-    before, after = graph.tensor(node.input[0]).shape, graph.tensor(node.output[0]).shape
-    order = attributes_of(node).get("perm", (len(before) - 1,))
-    is_last = node.op_type != "Transpose" or order[-1] == len(before) - 1
-    return node.op_type in MOVES and before[-1] == after[-1] and is_last
+    if node.op_type not in MOVES:
+        return False
+    before, after = graph.facts.shape(node.input[0]), graph.facts.shape(node.output[0])
+    if not before or not after or before[-1] != after[-1]:
+        return False
+    # Without an order, a Transpose reverses the axes.
+    order = attributes_of(node).get("perm", [0])
+    return node.op_type != "Transpose" or bool(order[-1] == len(before) - 1)
