@@ -203,7 +203,8 @@ def test_damaged_messages_end_their_own_association_only(caplog: pytest.LogCaptu
             for _ in range(rng.randint(1, 6)):
                 damaged[rng.randrange(len(damaged))] = rng.randrange(256)
             with connected(port, bytes(damaged)) as sock:
-                sock.shutdown(socket.SHUT_WR)
+                with suppress(OSError):  # the server may have hung up on the first bytes already
+                    sock.shutdown(socket.SHUT_WR)
                 while next_pdu(sock):
                     pass
         assert is_served(port)
