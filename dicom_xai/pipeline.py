@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dicom_xai.config import Compression, Destination, Route
+from dicom_xai.decode.frames import to_frames
 from dicom_xai.decode.geometry import stack
 from dicom_xai.decode.normalize import display, stack_inputs
 from dicom_xai.decode.pixels import decode
@@ -187,7 +188,7 @@ def plan_objects(route: Route, destinations: Mapping[str, Destination]) -> list[
 def _frames(job: Job, model: ServedModel, tools: Tools) -> Iterator[Frame]:
     """All frames of the unit; that its instances agree on whose they are is checked in `encode`."""
     for instance in job.instances:
-        yield from decode(instance, tools.read(instance), model.device.torch)
+        yield from to_frames(instance, decode(tools.read(instance)), model.device.torch)
 
 
 def _choose(

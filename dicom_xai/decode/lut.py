@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from pydicom import Dataset
 
 from dicom_xai.decode.attributes import numbers
 from dicom_xai.errors import DecodeError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,9 +34,9 @@ class LookupTable:
     bits: int
 
     def apply(self, values: torch.Tensor) -> torch.Tensor:
-        """The entry of each value, rounded down to an integer first; float32, same shape."""
-        table = torch.from_numpy(self.entries).to(values.device)
-        index = (values.floor().to(torch.int64) - self.first).clamp_(0, len(self.entries) - 1)
+        """The entry of each float32 value, rounded down to an integer first; same shape."""
+        table = values.new_tensor(self.entries)
+        index = (values.floor().long() - self.first).clamp_(0, len(self.entries) - 1)
         return table[index]
 
 

@@ -1,8 +1,9 @@
-"""Bytes of a stored object become frames in modality units.
+"""Bytes of a stored object become stored values, and what turns them into modality units.
 
 Rules: every size is checked by arithmetic before anything is allocated; pixel data is looked at in
 place, never copied as a whole; an attribute that is missing or contradicts the others is an error
-that names it, never a guess.
+that names it, never a guess. Torch stays out: this half also runs in processes that only decode;
+`frames` is the other.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from io import BytesIO
 from typing import Literal
 
 import numpy as np
-import torch
 from pydicom import Dataset, dcmread
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.uid import (
@@ -35,7 +35,6 @@ from dicom_xai.decode.attributes import (
     text,
 )
 from dicom_xai.errors import DecodeError
-from dicom_xai.study import Frame, Instance
 
 #: Largest decoded object, as float32: 2048 slices of 512 x 512.
 DECODED_BYTES_LIMIT = 2 * 1024**3
@@ -64,34 +63,51 @@ def read_header(data: bytes) -> Dataset:
     return _read(data)[0]
 
 
-def decode(
-    instance: Instance,
-    data: bytes,
-    device: torch.device,
-    *,
-    limit_bytes: int = DECODED_BYTES_LIMIT,
-) -> tuple[Frame, ...]:
-    """Every frame of an object, in modality units, on the device.
+@dataclass(frozen=True, slots=True)
+class Rescale:
+    """Modality units from stored values: ``value * slope + intercept`` (PS3.3 C.11.1.1.2)."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """The frames of one object as stored, and what makes modality units of them.
+
+    Cheap to pickle: one array, perhaps a mask, and a header without pixel data.
+
+    Attributes
+    ----------
+    header : Dataset
+        The source data set without its pixel data, with file meta information.
+    stored : ndarray, (frames, rows, columns)
+        Stored values in native byte order, in the integer type that holds them; of a colour image
+        the luminance, float32 or the integer type.
+    valid : ndarray, (frames, rows, columns) bool, or None
+        False on pixel padding (PS3.3 C.7.5.1.1.2); None where nothing is padded.
+    modality : tuple of Rescale or LookupTable
+        For each frame.
+    """
+
+    header: Dataset
+    stored: np.ndarray
+    valid: np.ndarray | None
+    modality: tuple[Rescale | lut.LookupTable, ...]
+
+
+def decode(data: bytes, *, limit_bytes: int = DECODED_BYTES_LIMIT) -> Decoded:
+    """Every frame of an object, as stored.
 
     Colour becomes luminance. MONOCHROME1 is *not* inverted here: values are what the modality
     measured; `normalize` knows what is bright.
 
     Parameters
     ----------
-    instance : Instance
-        Whose frames these are.
     data : bytes
         The file as stored.
-    device : torch.device
-        Where the values shall lie.
     limit_bytes : int
         Largest size of all frames together as float32.
-
-    Returns
-    -------
-    tuple of Frame
-        In frame order. Values are ``(rows, columns)`` float32; the header is shared by all frames
-        of the object.
 
     Raises
     ------
@@ -104,16 +120,9 @@ def decode(
     element = _pixel_element(data, offset, syntax)
     layout = _Layout.of(header, syntax)
     layout.check_size(element, data, limit_bytes)
+    modality = tuple(_modality(header, number, layout) for number in range(1, layout.frames + 1))
     stored = _stored_values(layout, element, data)
-    valid = _valid(header, layout, stored)
-    values = torch.from_numpy(stored.astype(np.float32)).to(device)
-    mask = None if valid is None else torch.from_numpy(valid).to(device)
-    frames = []
-    for index in range(layout.frames):
-        plane = _modality_units(values[index], header, index + 1, layout)
-        here = None if mask is None or bool(mask[index].all()) else mask[index]
-        frames.append(Frame(instance, header, index + 1, plane, here))
-    return tuple(frames)
+    return Decoded(header, stored, _valid(header, layout, stored), modality)
 
 
 def _read(data: bytes) -> tuple[Dataset, int]:
@@ -126,6 +135,7 @@ def _read(data: bytes) -> tuple[Dataset, int]:
             raise DecodeError("transfer syntax Deflated Explicit VR Little Endian is not served")
         file.seek(0)
         header = dcmread(file, stop_before_pixels=True)
+        header.buffer = None  # would keep the whole file alive, in every pickle too
     except PYDICOM_ERRORS as error:
         # pydicom's messages may quote values, so only the error's class is passed on.
         raise DecodeError(f"the file cannot be read: {type(error).__name__}") from error
@@ -283,7 +293,7 @@ def _stored_values(layout: _Layout, element: _Element, data: bytes) -> np.ndarra
     else:
         order = ">" if layout.big_endian else "<"
         cells = np.frombuffer(data, f"{order}u2" if wide else "u1", count, element.offset)
-    cells = _sign_and_mask(cells, layout)
+    cells = _sign_and_mask(cells.astype(cells.dtype.newbyteorder("="), copy=False), layout)
     rows, columns, frames = layout.rows, layout.columns, layout.frames
     if layout.samples == 1:
         return cells.reshape(frames, rows, columns)
@@ -308,13 +318,13 @@ def _sign_and_mask(cells: np.ndarray, layout: _Layout) -> np.ndarray:
     native = np.dtype(f"u{allocated // 8}")
     kind = np.dtype(f"i{allocated // 8}") if layout.signed else native
     if stored == allocated:
-        return cells.view(cells.dtype.str.replace("u", "i")) if layout.signed else cells
-    raised = cells.astype(native) << (allocated - 1 - layout.high_bit)
+        return cells.view(kind) if layout.signed else cells
+    raised = cells << (allocated - 1 - layout.high_bit)
     return raised.view(kind) >> (allocated - stored)
 
 
 def _valid(header: Dataset, layout: _Layout, stored: np.ndarray) -> np.ndarray | None:
-    """False where a cell is padding; None when no padding is declared.
+    """False where a cell is padding; None where none is.
 
     Source: PS3.3 C.7.5.1.1.2 (one value, or a range to Pixel Padding Range Limit inclusive).
     """
@@ -327,7 +337,8 @@ def _valid(header: Dataset, layout: _Layout, stored: np.ndarray) -> np.ndarray |
     if layout.samples != 1:
         return None
     low, high = sorted(_as_stored(v, layout) for v in (value, value if limit is None else limit))
-    return (stored < low) | (stored > high)
+    valid = (stored < low) | (stored > high)
+    return None if valid.all() else valid
 
 
 def _as_stored(value: int, layout: _Layout) -> int:
@@ -336,15 +347,13 @@ def _as_stored(value: int, layout: _Layout) -> int:
     return int(_sign_and_mask(cell.astype(f"u{layout.bits_allocated // 8}"), layout)[0])
 
 
-def _modality_units(
-    stored: torch.Tensor, header: Dataset, frame_number: int, layout: _Layout
-) -> torch.Tensor:
-    """Stored values to modality units.
+def _modality(header: Dataset, frame_number: int, layout: _Layout) -> Rescale | lut.LookupTable:
+    """What turns a frame's stored values into modality units.
 
     Source: PS3.3 C.11.1 (Modality LUT) and C.7.6.16.2.9 (Pixel Value Transformation).
     """
     if layout.samples != 1:
-        return stored
+        return Rescale()
     group = functional_group(header, frame_number, "PixelValueTransformationSequence")
     source = header if group is None else group
     slope, intercept = number(source, "RescaleSlope"), number(source, "RescaleIntercept")
@@ -357,10 +366,9 @@ def _modality_units(
     if tables:
         if (slope, intercept) not in ((None, None), (1.0, 0.0)):
             raise DecodeError("ModalityLUTSequence and RescaleSlope are both there")
-        table = lut.read(tables[0], signed=layout.signed, big_endian=layout.big_endian)
-        return table.apply(stored)
+        return lut.read(tables[0], signed=layout.signed, big_endian=layout.big_endian)
     if slope is None or intercept is None:
         if text(header, "SOPClassUID") == CTImageStorage:
             raise DecodeError("RescaleSlope and RescaleIntercept are missing in a CT image")
-        return stored
-    return stored if (slope, intercept) == (1.0, 0.0) else stored * slope + intercept
+        return Rescale()
+    return Rescale(slope, intercept)

@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional
 
 from dicom_xai.config import InputKind, ModelInput, Windowing, WindowSource
+from dicom_xai.decode.frames import to_frames
 from dicom_xai.decode.normalize import to_model_input
 from dicom_xai.decode.pixels import decode
 from dicom_xai.demo.networks import SmallResNet, multiply_adds
@@ -164,7 +165,7 @@ def _samples_of(task: Task, seed: int, keep_truth: bool, index: int) -> list[Sam
     out = []
     for number, ds in enumerate(phantom.datasets):
         instance = _instance(str(ds.SOPInstanceUID), str(ds.SOPClassUID))
-        frame = decode(instance, to_bytes(ds), torch.device("cpu"))[0]
+        frame = to_frames(instance, decode(to_bytes(ds)), torch.device("cpu"))[0]
         image, placement = to_model_input(frame, task.spec)
         mask = truth[number]
         cover = _cover(mask, placement)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from dicom_xai.config import ModelCard, parse
+from dicom_xai.decode.frames import to_frames
 from dicom_xai.decode.normalize import stack_inputs
 from dicom_xai.decode.pixels import decode
 from dicom_xai.demo.phantom import CHEST_FINDINGS, HAEMORRHAGE, chest, head_ct, to_bytes
@@ -113,7 +114,7 @@ def _slices() -> Iterator[tuple[Frame, dict[str, NDArray[np.bool_]]]]:
 
 def _frame(data: bytes) -> Frame:
     instance = Instance("1.2", "1.2", "1.2", "1.2", "1.2", "", "", 0, Sender("", "", ""))
-    return decode(instance, data, torch.device("cpu"))[0]
+    return to_frames(instance, decode(data), torch.device("cpu"))[0]
 
 
 def _card(name: str) -> ModelCard:

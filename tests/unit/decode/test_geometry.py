@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dicom_xai.decode.frames import to_frames
 from dicom_xai.decode.geometry import stack
 from dicom_xai.decode.pixels import decode
 from dicom_xai.demo.phantom import head_ct, to_bytes
@@ -67,7 +68,8 @@ def test_uneven_spacing_is_reported() -> None:
 def test_gantry_tilt_is_reported_as_a_shift_in_the_plane() -> None:
     phantom = head_ct(np.random.default_rng(1), 5, matrix=32, tilt_degrees=10)
     frames = tuple(
-        decode(an_instance(ds), to_bytes(ds), CPU)[0] for ds in reversed(phantom.datasets)
+        to_frames(an_instance(ds), decode(to_bytes(ds)), CPU)[0]
+        for ds in reversed(phantom.datasets)
     )
     volume = stack(frames)
     assert [int(frame.header.InstanceNumber) for frame in volume.frames] == [1, 2, 3, 4, 5]
@@ -148,12 +150,12 @@ def test_spacing_at_the_detector_is_not_spacing_in_the_patient() -> None:
 
 
 def test_a_real_radiograph_with_zero_spacing_has_none() -> None:
-    frames = decode(an_instance(), real_file("RG1_UNCR.dcm"), CPU)
+    frames = to_frames(an_instance(), decode(real_file("RG1_UNCR.dcm")), CPU)
     assert stack(frames).geometry.pixel_spacing_mm is None
 
 
 def test_the_slices_of_a_real_enhanced_ct_are_found_in_its_functional_groups() -> None:
-    volume = stack(decode(an_instance(), real_file("eCT_Supplemental.dcm"), CPU))
+    volume = stack(to_frames(an_instance(), decode(real_file("eCT_Supplemental.dcm")), CPU))
     assert len(volume.geometry.positions_mm) == 2
     assert volume.geometry.slice_spacing_mm == pytest.approx(10.0, abs=0.01)  # DS rounding
     assert volume.geometry.pixel_spacing_mm is not None

@@ -11,6 +11,7 @@ from pydicom import dcmread
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
 
 from dicom_xai.config import InputKind, ModelInput, ResizeRule, Windowing, WindowSource
+from dicom_xai.decode.frames import to_frames
 from dicom_xai.decode.normalize import display, stack_inputs, to_model_input
 from dicom_xai.decode.pixels import decode
 from dicom_xai.errors import ModelInputError
@@ -54,7 +55,7 @@ def test_the_first_window_is_applied_as_pydicom_does(function: str) -> None:
 def test_a_real_file_looks_as_pydicom_shows_it(name: str) -> None:
     data = real_file(name)
     ds = dcmread(BytesIO(data))
-    (frame,) = decode(an_instance(), data, CPU)
+    (frame,) = to_frames(an_instance(), decode(data), CPU)
     if "WindowCenter" not in ds and "VOILUTSequence" not in ds:
         low, high = np.percentile(frame.values.numpy(), [0.5, 99.5])
         expected = np.clip((frame.values.numpy() - low) / (high - low), 0, 1)

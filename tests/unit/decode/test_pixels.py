@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tracemalloc
 from io import BytesIO
 
@@ -17,7 +18,8 @@ from pydicom.uid import (
     JPEGLSLossless,
 )
 
-from dicom_xai.decode.pixels import decode, read_header
+from dicom_xai.decode.frames import to_frames
+from dicom_xai.decode.pixels import Rescale, decode, read_header
 from dicom_xai.demo.phantom import to_bytes
 from dicom_xai.errors import DecodeError
 from dicom_xai.study import Frame
@@ -27,7 +29,7 @@ RAMP = np.arange(12, dtype=np.uint16).reshape(3, 4)
 
 
 def decoded(data: bytes, **options: int) -> tuple[Frame, ...]:
-    return decode(an_instance(), data, CPU, **options)
+    return to_frames(an_instance(), decode(data, **options), CPU)
 
 
 def values(data: bytes) -> np.ndarray:
@@ -127,6 +129,19 @@ def test_frames_are_numbered_from_one_and_share_the_header() -> None:
     assert [frame.number for frame in frames] == list(range(1, 11))
     assert all(frame.header is frames[0].header for frame in frames)
     assert "PixelData" not in frames[0].header
+
+
+def test_what_a_decoding_process_hands_over_pickles_as_cheaply_as_its_pixels() -> None:
+    data = real_file("CT_small.dcm")
+    made = decode(data)
+    pickled = pickle.dumps(made)
+    header_bytes = len(data) - made.stored.nbytes
+    # each element is an object with tag and VR: some 2.5 times its bytes; no second copy of pixels
+    assert len(pickled) < made.stored.nbytes + 3 * header_bytes
+    again = pickle.loads(pickled)
+    np.testing.assert_array_equal(again.stored, made.stored)
+    assert again.header == made.header
+    assert again.modality == made.modality == (Rescale(1.0, -1024.0),)
 
 
 def test_bits_above_the_stored_ones_are_dropped_and_the_sign_is_extended() -> None:

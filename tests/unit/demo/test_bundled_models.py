@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dicom_xai.config import ModelCard, parse
+from dicom_xai.decode.frames import to_frames
 from dicom_xai.decode.normalize import stack_inputs
 from dicom_xai.decode.pixels import decode
 from dicom_xai.demo.phantom import HAEMORRHAGE, Phantom, chest, head_ct, to_bytes
@@ -35,7 +36,9 @@ def card(name: str) -> ModelCard:
 def scores(name: str, phantom: Phantom) -> np.ndarray:
     """``(images, classes)``, by the path that serving takes."""
     model = Model(card(name), Device("cpu"), 1)
-    frames = tuple(decode(an_instance(ds), to_bytes(ds), CPU)[0] for ds in phantom.datasets)
+    frames = tuple(
+        to_frames(an_instance(ds), decode(to_bytes(ds)), CPU)[0] for ds in phantom.datasets
+    )
     images, _ = stack_inputs(frames, card(name).inputs[0])
     raw = model.session.run({model.input_name: images})[model.output_name]
     return model.scores(raw).numpy()

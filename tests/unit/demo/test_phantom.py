@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
+from dicom_xai.decode.frames import to_frames
 from dicom_xai.decode.geometry import stack
 from dicom_xai.decode.normalize import display
 from dicom_xai.decode.pixels import decode
@@ -91,7 +92,7 @@ def test_a_lesion_differs_from_the_lung_beside_it_in_the_right_sense(
     votes = []
     for seed in range(8):
         phantom = a_chest(seed, findings={finding}, photometric="MONOCHROME2")
-        (frame,) = decode(an_instance(), phantom.files[0], CPU)
+        (frame,) = to_frames(an_instance(), decode(phantom.files[0]), CPU)
         shown, mask = display(frame).numpy(), phantom.truth[finding][0]
         rows, columns = np.nonzero(mask)
         middle = shown[rows, columns].mean()
@@ -105,7 +106,7 @@ def test_monochrome1_and_2_show_the_same_picture() -> None:
     for photometric in ("MONOCHROME1", "MONOCHROME2"):
         phantom = a_chest(findings=(), photometric=photometric)
         assert phantom.datasets[0].PhotometricInterpretation == photometric
-        (frame,) = decode(an_instance(), phantom.files[0], CPU)
+        (frame,) = to_frames(an_instance(), decode(phantom.files[0]), CPU)
         shown.append(display(frame).numpy())
     # one grey level of 4095, twice rounded, in a window of about half of them
     np.testing.assert_allclose(shown[0], shown[1], atol=0.003)
@@ -140,7 +141,7 @@ def test_a_bleed_is_dense_and_spans_several_slices() -> None:
     mask = phantom.truth[HAEMORRHAGE]
     assert mask.shape == (40, 96, 96)
     assert np.count_nonzero(mask.any(axis=(1, 2))) >= 3
-    frames = [decode(an_instance(ds), to_bytes(ds), CPU)[0] for ds in phantom.datasets]
+    frames = [to_frames(an_instance(ds), decode(to_bytes(ds)), CPU)[0] for ds in phantom.datasets]
     inside = np.concatenate(
         [frame.values.numpy()[where] for frame, where in zip(frames, mask, strict=True)]
     )
@@ -155,7 +156,7 @@ def test_a_head_without_haemorrhage_has_an_empty_mask() -> None:
 
 def test_a_head_has_bone_brain_fluid_and_air() -> None:
     phantom = a_head(haemorrhage=False)
-    (frame,) = decode(an_instance(), phantom.files[6], CPU)
+    (frame,) = to_frames(an_instance(), decode(phantom.files[6]), CPU)
     assert frame.values.max() > 1000
     values = frame.values if frame.valid is None else frame.values[frame.valid]
     assert values.min() <= -950
@@ -165,7 +166,7 @@ def test_a_head_has_bone_brain_fluid_and_air() -> None:
 
 def test_the_slices_of_a_head_form_one_stack() -> None:
     phantom = a_head(tilt_degrees=0.0)
-    frames = [decode(an_instance(ds), to_bytes(ds), CPU)[0] for ds in phantom.datasets]
+    frames = [to_frames(an_instance(ds), decode(to_bytes(ds)), CPU)[0] for ds in phantom.datasets]
     volume = stack(tuple(reversed(frames)))
     assert [int(frame.header.InstanceNumber) for frame in volume.frames] == list(range(1, 13))
     assert volume.geometry.problems == ()
