@@ -17,13 +17,10 @@ import zlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from pydicom import DataElement, Dataset
+from pydicom import Dataset
 from pydicom import Sequence as DicomSequence
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
-from pydicom.dataelem import RawDataElement
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_data_element
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from dicom_xai.errors import IdentityError
@@ -123,7 +120,6 @@ def _tag(keyword: str) -> int:
 
 BLOCK_TAGS = tuple(sorted(_tag(keyword) for keyword in BLOCK_KEYWORDS))
 _TRAVELLING_TAGS = tuple(sorted((*BLOCK_TAGS, *map(_tag, PLACE_KEYWORDS))))
-_AGREE_TAGS = tuple(map(_tag, ("SpecificCharacterSet", *AGREE_KEYWORDS)))
 _PLACE_TAGS = tuple(map(_tag, PLACE_KEYWORDS))
 _EMPTY_WHEN_ABSENT_TAGS = tuple(map(_tag, EMPTY_WHEN_ABSENT))
 
@@ -304,34 +300,6 @@ def _from_bytes(tag: int, found: str, value: bytes | Items, form: _Form) -> Elem
     return Element(tag, vr, value)
 
 
-def agreement_of(dataset: Dataset) -> Block:
-    """What `check_agreement` needs, of a data set that pydicom has read: quicker, and no more.
-
-    Elements that somebody has looked at are re-encoded from pydicom's value and may have lost
-    their padding, which makes no difference to agreement.
-    """
-    return {tag: _element(dataset.get_item(tag)) for tag in _AGREE_TAGS if tag in dataset}
-
-
-def _element(item: DataElement | RawDataElement) -> Element:
-    tag = int(item.tag)
-    vr = _vr(tag, item.VR)
-    try:
-        if isinstance(item, RawDataElement):
-            form = _Form(item.is_implicit_VR, "<" if item.is_little_endian else ">")
-            return _from_bytes(tag, item.VR or vr, item.value or b"", form)
-        if vr == "SQ" and not isinstance(item.value, bytes):
-            return Element(tag, vr, tuple(map(_item, item.value)))
-        return _from_bytes(tag, vr, _encoded(item), _Form(True, "<"))
-    except _UNREADABLE as error:
-        message = f"{_name(tag)} cannot be read: {type(error).__name__}"
-        raise IdentityError(message) from error
-
-
-def _item(nested: Dataset) -> tuple[Element, ...]:
-    return tuple(_element(nested.get_item(tag)) for tag in sorted(nested.keys()) if tag & 0xFFFF)
-
-
 def _vr(tag: int, found: str | None) -> str:
     """The dictionary's VR, else the file's, else UN."""
     try:
@@ -339,17 +307,6 @@ def _vr(tag: int, found: str | None) -> str:
     except KeyError:
         vr = found or "UN"
     return vr if len(vr) == 2 else (found if found and len(found) == 2 else "US")
-
-
-def _encoded(item: DataElement) -> bytes:
-    """The value bytes of a converted element, by pydicom's writer."""
-    buffer = DicomBytesIO()
-    buffer.is_little_endian, buffer.is_implicit_VR = True, True
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        write_data_element(buffer, item, ["iso8859", "utf8"])
-    encoded: bytes = buffer.getvalue()
-    return encoded[8:]
 
 
 # ------------------------------------------------------------------ comparing

@@ -12,7 +12,10 @@ from dicom_xai.decode.frames import to_frames
 from dicom_xai.decode.geometry import stack
 from dicom_xai.decode.normalize import display, stack_inputs
 from dicom_xai.decode.pixels import decode
-from dicom_xai.encode import Encoded, Planned, encode_note, encode_results
+from dicom_xai.encode.note import encode_note
+from dicom_xai.encode.objects import Encoded, Planned
+from dicom_xai.encode.results import encode_results
+from dicom_xai.encode.source import Described, describe
 from dicom_xai.errors import StudyError
 from dicom_xai.explain.choose import Choice, choose
 from dicom_xai.explain.heatmap import explain, to_source
@@ -110,7 +113,8 @@ def run(job: Job, model: ServedModel, deadline: Deadline, tools: Tools) -> Outco
     """
     route = Route.model_validate_json(job.route_json)
     with tools.stage(Stage.DECODE):
-        volume = stack(tuple(_frames(job, model, tools)))
+        described: dict[str, Described] = {}
+        volume = stack(tuple(_frames(job, model, tools, described)))
         images, placements = stack_inputs(volume.frames, model.card.inputs[0])
     choice = _choose(job, route, model, deadline, tools, len(volume.frames))
     with tools.stage(Stage.INFER):
@@ -132,7 +136,7 @@ def run(job: Job, model: ServedModel, deadline: Deadline, tools: Tools) -> Outco
             volume,
             explanation,
             plan_objects(route, tools.destinations),
-            tools.read,
+            described,
             heat_of=_heat_of,
             display_of=_display_of(volume),
         )
@@ -158,7 +162,8 @@ def fail(job: Job, reason: str, tools: Tools) -> tuple[Encoded, ...]:
     if route.on_failure == "silent":
         return ()
     plan = plan_objects(route, tools.destinations)
-    return tuple(encode_note(job, reason, job.instances[0], plan, tools.read))
+    source = job.instances[0]
+    return tuple(encode_note(job, reason, source, tools.read(source), plan))
 
 
 def plan_objects(route: Route, destinations: Mapping[str, Destination]) -> list[Planned]:
@@ -185,10 +190,18 @@ def plan_objects(route: Route, destinations: Mapping[str, Destination]) -> list[
     ]
 
 
-def _frames(job: Job, model: ServedModel, tools: Tools) -> Iterator[Frame]:
-    """All frames of the unit; that its instances agree on whose they are is checked in `encode`."""
+def _frames(
+    job: Job, model: ServedModel, tools: Tools, described: dict[str, Described]
+) -> Iterator[Frame]:
+    """All frames of the unit, and what the results need to know of their instances.
+
+    That the instances agree on whose they are is checked in `encode`.
+    """
     for instance in job.instances:
-        yield from to_frames(instance, decode(tools.read(instance)), model.device.torch)
+        data = tools.read(instance)
+        decoded = decode(data)
+        described[instance.sop_instance_uid] = describe(data, decoded.header)
+        yield from to_frames(instance, decoded, model.device.torch)
 
 
 def _choose(

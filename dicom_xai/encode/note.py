@@ -9,7 +9,7 @@ import numpy as np
 from dicom_xai import identity
 from dicom_xai.config import Compression
 from dicom_xai.encode import legend, provenance, sc
-from dicom_xai.encode.objects import Encoded, Planned, ReadSource, encoded
+from dicom_xai.encode.objects import Encoded, Planned, encoded
 from dicom_xai.encode.provenance import Run
 from dicom_xai.study import Instance, Job, ObjectKind
 
@@ -18,8 +18,8 @@ def encode_note(
     job: Job,
     reason: str,
     source: Instance,
+    source_file: bytes,
     plan: Sequence[Planned],
-    read_source: ReadSource,
 ) -> list[Encoded]:
     """A picture of text that says why there is no result.
 
@@ -29,9 +29,9 @@ def encode_note(
         For a radiologist to read; without patient data.
     source : Instance
         Whose study the note joins, and to which it refers.
-    header : Dataset
-        Of `source`, as far as it could be read. A note takes nothing from it: whatever made the
-        study fail may stand there.
+    source_file : bytes
+        The file of `source`, as stored. A note takes nothing from it but its identity: whatever
+        made the study fail may stand there.
     plan : sequence of Planned
         NOTE entries; without any, a note goes wherever an SC would; without those, everywhere.
 
@@ -41,7 +41,7 @@ def encode_note(
         The source cannot be read as far as its identity goes: nothing is sent.
     """
     run = Run(job, None, "")
-    block = identity.read_block(read_source(source))
+    block = identity.read_block(source_file)
     parts: list[legend.Line | legend.HeatBar] = [
         legend.Line(provenance.BANNER, legend.YELLOW),
         *([legend.Line(run.amended, legend.YELLOW)] if run.amended else []),

@@ -12,7 +12,6 @@ from dicom_xai.encode import sc, seg
 from dicom_xai.encode.provenance import Run
 from dicom_xai.study import Finding, Instance, ObjectKind, Reference
 
-ReadSource = Callable[[Instance], bytes]
 #: Frame index -> ``(rows, columns)`` float32, the windowed image, 0 black, 1 white.
 DisplayOf = Callable[[int], torch.Tensor]
 #: Finding, frame index -> ``(rows, columns)`` float32, heat on the source's pixels, 1.0 = the

@@ -9,7 +9,7 @@ import torch
 from dicom_xai.config import InputKind, ModelCard
 from dicom_xai.encode import color, legend, provenance, sc
 from dicom_xai.encode.provenance import Run
-from dicom_xai.encode.source import Source, normalise
+from dicom_xai.encode.source import Source
 from dicom_xai.study import Explanation, Finding, Volume
 
 #: At most so many findings below their thresholds are listed in the legend.
@@ -22,21 +22,23 @@ def compose(
     volume: Volume,
     explanation: Explanation,
     i: int,
+    source: Source,
     display: torch.Tensor,
     layers: Mapping[int, color.Layer],
-) -> tuple[sc.Picture, Source]:
-    """One frame's picture, and what its header says.
+) -> sc.Picture:
+    """One frame's picture.
 
     Parameters
     ----------
     i : int
         Which frame of the volume.
+    source : Source
+        What its header says.
     display : Tensor, (rows, columns) float32
         The windowed image, 0 black, 1 white.
     layers : mapping of int to Layer
         What is drawn, by class index; the legend shows the outlines of these alone.
     """
-    source = normalise(volume.frames[i])
     rows, columns = source.rows, source.columns
     parts = _legend(run, card, volume, explanation, i, source, layers.keys())
     layout, band = legend.band_beside(rows, columns, parts)
@@ -47,7 +49,7 @@ def compose(
     picture = canvas.cpu().numpy()
     top, left = layout.band_top, layout.band_left
     picture[top : top + band.shape[0], left : left + band.shape[1]] = band
-    return picture, source
+    return picture
 
 
 def outlines_of(explanation: Explanation) -> dict[int, color.Rgb]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,14 +17,13 @@ from dicom_xai.encode.objects import (
     EncodedResults,
     HeatOf,
     Planned,
-    ReadSource,
     encoded,
 )
 from dicom_xai.encode.picture import compose, outlines_of, threshold_of
 from dicom_xai.encode.provenance import Run
-from dicom_xai.encode.source import Source, normalise
+from dicom_xai.encode.source import Described, Source
 from dicom_xai.errors import EncodeError
-from dicom_xai.study import Explanation, Finding, Instance, Job, ObjectKind, Volume
+from dicom_xai.study import Explanation, Finding, Job, ObjectKind, Volume
 
 #: At most so many pictures of a unit of images; a series says how many slices it wants.
 MAX_PICTURES = 16
@@ -39,7 +38,7 @@ def encode_results(
     volume: Volume,
     explanation: Explanation,
     plan: Sequence[Planned],
-    read_source: ReadSource,
+    described: Mapping[str, Described],
     display_of: DisplayOf,
     heat_of: HeatOf,
 ) -> EncodedResults:
@@ -49,8 +48,8 @@ def encode_results(
     ----------
     plan : sequence of Planned
         SC and SEG entries. Segmentations are never compressed, so their entries become one.
-    read_source : callable
-        The bytes of a stored instance, as received.
+    described : mapping of str to Described
+        What `source.describe` says of each instance of the unit, by its SOP Instance UID.
     display_of, heat_of : callable
         See `DisplayOf` and `HeatOf`; tensors on the worker's device.
 
@@ -62,9 +61,9 @@ def encode_results(
     EncodeError
         The job cannot be written down at all (its `created_at` is malformed).
     """
-    _check_unit(volume)
+    sources = _Sources(volume, described)
+    identity.check_agreement(sources.blocks())
     run = Run(job, card, explanation.method)
-    blocks = _Blocks(read_source)
     pictured = [p for p in plan if p.kind is ObjectKind.SC]
     chosen = {p: _chosen(card, volume, explanation, p.slices) for p in pictured}
     active = _active(explanation, len(volume.frames))
@@ -83,12 +82,14 @@ def encode_results(
                 layers[finding.class_index] = drawn
                 masks[i, finding.class_index] = drawn.mask
         if i in wanted:
-            picture, source = compose(run, card, volume, explanation, i, display_of(i), layers)
+            picture = compose(
+                run, card, volume, explanation, i, sources.of(i), display_of(i), layers
+            )
             for offset, p in _with_offsets(chosen):
                 if i in chosen[p]:
                     nth = chosen[p].index(i)
                     objects.append(
-                        _captured(run, volume, i, picture, source, p, offset + nth, nth, blocks)
+                        _captured(run, volume, i, picture, p, offset + nth, nth, sources)
                     )
     objects.sort(key=lambda encoded: encoded.ordinal)
 
@@ -100,7 +101,7 @@ def encode_results(
     if region_destinations and not masks:
         skipped.append((ObjectKind.SEG, _why_no_region(explanation)))
     elif region_destinations:
-        regions, reasons = _regions(run, card, volume, explanation, masks, blocks)
+        regions, reasons = _regions(run, card, volume, explanation, masks, sources)
         objects += [replace(region, destinations=region_destinations) for region in regions]
         skipped += [(ObjectKind.SEG, reason) for reason in reasons]
     return EncodedResults(tuple(objects), tuple(skipped))
@@ -109,23 +110,25 @@ def encode_results(
 # ------------------------------------------------------------------ what to make
 
 
-class _Blocks:
-    """The identity blocks of the sources that give a result theirs, each read once."""
+class _Sources:
+    """What is known of each frame's source."""
 
-    def __init__(self, read_source: ReadSource) -> None:
-        self._read_source = read_source
-        self._known: dict[str, identity.Block] = {}
+    def __init__(self, volume: Volume, described: Mapping[str, Described]) -> None:
+        self._frames, self._described = volume.frames, described
 
-    def of(self, instance: Instance) -> identity.Block:
-        uid = instance.sop_instance_uid
-        if uid not in self._known:
-            self._known[uid] = identity.read_block(self._read_source(instance))
-        return self._known[uid]
+    def of(self, i: int) -> Source:
+        return self._instance(i).frames[self._frames[i].number - 1]
 
+    def block_of(self, i: int) -> identity.Block:
+        return self._instance(i).block
 
-def _check_unit(volume: Volume) -> None:
-    headers = {frame.instance.sop_instance_uid: frame.header for frame in volume.frames}
-    identity.check_agreement(map(identity.agreement_of, headers.values()))
+    def blocks(self) -> Iterable[identity.Block]:
+        """Of each instance, once."""
+        uids = dict.fromkeys(frame.instance.sop_instance_uid for frame in self._frames)
+        return [self._described[uid].block for uid in uids]
+
+    def _instance(self, i: int) -> Described:
+        return self._described[self._frames[i].instance.sop_instance_uid]
 
 
 def _chosen(
@@ -179,13 +182,12 @@ def _captured(
     volume: Volume,
     i: int,
     picture: sc.Picture,
-    source: Source,
     planned: Planned,
     ordinal: int,
     nth: int,
-    blocks: _Blocks,
+    sources: _Sources,
 ) -> Encoded:
-    frame = volume.frames[i]
+    frame, source = volume.frames[i], sources.of(i)
     assert run.card is not None
     made_by = f"model {run.card.name} {run.card.version}"
     captured = sc.capture(
@@ -197,7 +199,7 @@ def _captured(
         nth + 1,
         source,
         (frame.instance, (frame.number,) if source.is_multi_frame else ()),
-        blocks.of(frame.instance),
+        sources.block_of(i),
         f"heat map {run.method}" if run.method else "prediction",
         f"Windowed to 8 bits; {run.method or 'prediction'} of {made_by} drawn over it; "
         "legend added beside it",
@@ -214,12 +216,12 @@ def _regions(
     volume: Volume,
     explanation: Explanation,
     masks: _Masks,
-    blocks: _Blocks,
+    sources: _Sources,
 ) -> tuple[list[Encoded], list[str]]:
     """One Segmentation for each group of planes that fit together."""
     indices = sorted({i for i, _ in masks})
     frames = volume.frames
-    planes = [seg.Plane(i, frames[i], normalise(frames[i])) for i in indices]
+    planes = [seg.Plane(i, frames[i], sources.of(i)) for i in indices]
     groups, skipped = seg.groups(planes)
     outlines = outlines_of(explanation)
     regions = []
@@ -250,7 +252,7 @@ def _regions(
                 segments,
                 ordinal,
                 volume.geometry.slice_spacing_mm,
-                blocks.of(first),
+                sources.block_of(group[0].index),
                 explanation.layer,
             )
         except EncodeError as error:

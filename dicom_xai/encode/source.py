@@ -1,9 +1,12 @@
-"""What the encoders may know about a source image: read from its header, checked, never repaired.
+"""What the encoders may know about a source object: read from its header, checked, never repaired.
 
 Headers are full of defects, and a library that validates one refuses to make anything from it. So
 nothing of the received header goes into an encoder: each attribute that a result needs is read
-here, by its raw text, and is either well formed or absent. Patient and study elements are not
-here at all; they travel as received bytes (`identity`).
+here, by its raw text, and is either well formed or absent. Patient and study elements travel as
+received bytes (`identity`).
+
+It depends on one object's bytes alone, so that it can be done as the object arrives, in another
+process: what is given back pickles, and this module never loads torch or highdicom.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pydicom import Dataset, Sequence
@@ -29,8 +32,8 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import format_number_as_ds
 
-from dicom_xai import uids
-from dicom_xai.study import Frame
+from dicom_xai import identity, uids
+from dicom_xai.errors import EncodeError
 
 Texts = tuple[str, ...]
 
@@ -86,37 +89,84 @@ class Source:
         )
 
 
-def normalise(frame: Frame) -> Source:
-    """What a frame's header says, attribute by attribute (table `RULES`)."""
-    found: dict[str, Texts] = {}
-    for name, (keyword, group, accept) in RULES.items():
-        values = (accept(_texts(dataset, keyword)) for dataset in _places(frame, group))
-        found[name] = next(filter(None, values), ())
-    text = {name: values[0] if values else "" for name, values in found.items()}
-    rows, columns = frame.values.shape
-    is_lossy = text["lossy"] == "01"
+@dataclass(frozen=True, slots=True)
+class Described:
+    """All that the results need to know of one stored object."""
+
+    block: identity.Block  #: its identity block, as received
+    frames: tuple[Source, ...]  #: one for each of its frames, in frame order
+
+
+def describe(data: bytes, header: Dataset) -> Described:
+    """What the results need to know of a stored object that could be decoded.
+
+    Parameters
+    ----------
+    data : bytes
+        The whole file as stored.
+    header : Dataset
+        The same object without its pixel data. Decoding has checked its size and its number of
+        frames.
+
+    Raises
+    ------
+    IdentityError
+        The file cannot be read as far as its identity goes.
+    EncodeError
+        The header does not say how many rows and columns the image has.
+    """
+    return Described(identity.read_block(data), normalise(header))
+
+
+def normalise(header: Dataset) -> tuple[Source, ...]:
+    """What a header says of each frame, attribute by attribute (table `RULES`).
+
+    Raises
+    ------
+    EncodeError
+        The header does not say how many rows and columns the image has.
+    """
+    root = {name: accept(_texts(header, word)) for name, (word, _, accept) in RULES.items()}
+    shared = _items(header, "SharedFunctionalGroupsSequence")[:1]
+    for_all = {**root, **_grouped(shared)}
+    count = int(_first(root["number_of_frames"]) or "1")
+    sop_class_uid = _first(_texts(header, "SOPClassUID"))
+    is_multi_frame = count > 1 and sop_class_uid not in SINGLE_FRAME_CLASSES
+    size = _size(header, "Rows"), _size(header, "Columns")
+    own = _items(header, "PerFrameFunctionalGroupsSequence")
+    if not own:
+        return (_source(for_all, size, is_multi_frame),) * count
+    each = [_grouped(own[i : i + 1]) for i in range(count)]
+    return tuple(_source({**for_all, **mine}, size, is_multi_frame) for mine in each)
+
+
+def _source(found: Mapping[str, Texts], size: tuple[int, int], is_multi_frame: bool) -> Source:
+    is_lossy = _first(found["lossy"]) == "01"
     tells_how = is_lossy and len(found["lossy_ratios"]) == len(found["lossy_methods"])
     return Source(
-        rows=rows,
-        columns=columns,
-        is_multi_frame=(
-            int(text["number_of_frames"] or "1") > 1
-            and frame.instance.sop_class_uid not in SINGLE_FRAME_CLASSES
-        ),
-        modality=text["modality"],
+        rows=size[0],
+        columns=size[1],
+        is_multi_frame=is_multi_frame,
+        modality=_first(found["modality"]),
         pixel_spacing=found["pixel_spacing"],
-        pixel_spacing_calibration_type=text["pixel_spacing_calibration_type"],
-        pixel_spacing_calibration_description=text["pixel_spacing_calibration_description"],
-        slice_thickness=text["slice_thickness"],
+        pixel_spacing_calibration_type=_first(found["pixel_spacing_calibration_type"]),
+        pixel_spacing_calibration_description=_first(
+            found["pixel_spacing_calibration_description"]
+        ),
+        slice_thickness=_first(found["slice_thickness"]),
         position=found["position"],
         orientation=found["orientation"],
-        frame_of_reference_uid=text["frame_of_reference_uid"],
-        position_reference_indicator=text["position_reference_indicator"],
+        frame_of_reference_uid=_first(found["frame_of_reference_uid"]),
+        position_reference_indicator=_first(found["position_reference_indicator"]),
         patient_orientation=found["patient_orientation"],
         is_lossy=is_lossy,
         lossy_ratios=found["lossy_ratios"] if tells_how else (),
         lossy_methods=found["lossy_methods"] if tells_how else (),
     )
+
+
+def _first(values: Texts) -> str:
+    return values[0] if values else ""
 
 
 # ------------------------------------------------------------------ rules for values
@@ -197,15 +247,23 @@ RULES: dict[str, tuple[str, str, Callable[[Texts], Texts]]] = {
 # ------------------------------------------------------------------ reading
 
 
-def _places(frame: Frame, group: str) -> list[Dataset]:
-    """Where an attribute may stand: this frame's group, the shared group, the root."""
-    places = []
-    if group:
-        per_frame = _items(frame.header, "PerFrameFunctionalGroupsSequence")
-        mine = per_frame[frame.number - 1 : frame.number]
-        for item in [*mine, *_items(frame.header, "SharedFunctionalGroupsSequence")[:1]]:
-            places += _items(item, group)[:1]
-    return [*places, frame.header]
+def _grouped(groups: list[Dataset]) -> dict[str, Texts]:
+    """What functional groups, a frame's own or the shared ones, say (PS3.3 C.7.6.16)."""
+    found = {
+        name: accept(_texts(item, keyword))
+        for functional_groups in groups
+        for name, (keyword, group, accept) in RULES.items()
+        if group
+        for item in _items(functional_groups, group)[:1]
+    }
+    return {name: values for name, values in found.items() if values}
+
+
+def _size(header: Dataset, keyword: str) -> int:
+    value = header.get(keyword)
+    if not isinstance(value, int) or value <= 0:
+        raise EncodeError(f"{keyword} is missing or no positive number")
+    return value
 
 
 def _items(dataset: Dataset, keyword: str) -> list[Dataset]:

@@ -23,7 +23,7 @@ from dicom_xai.config import (
     SendRule,
     TriggerKind,
 )
-from dicom_xai.encode import Encoded
+from dicom_xai.encode.objects import Encoded
 from dicom_xai.errors import StudyError
 from dicom_xai.explain import EXPLAINERS
 from dicom_xai.explain.served import ServedModel

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from dicom_xai import pipeline
 from dicom_xai.config import Config, load, nearest
-from dicom_xai.encode import Encoded
+from dicom_xai.encode.objects import Encoded
 from dicom_xai.errors import (
     ConfigError,
     DicomXaiError,

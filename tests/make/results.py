@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -37,6 +37,7 @@ from dicom_xai.config import (
     Windowing,
     WindowSource,
 )
+from dicom_xai.encode.source import Described, describe
 from dicom_xai.study import (
     Attribution,
     Explanation,
@@ -237,6 +238,7 @@ class Case:
     volume: Volume
     explanation: Explanation
     read_source: Callable[[Instance], bytes]
+    described: Mapping[str, Described]
     display_of: Callable[[int], torch.Tensor]
     heat_of: Callable[[Finding, int], torch.Tensor]
 
@@ -345,9 +347,15 @@ def case(
         volume,
         Explanation(tuple(findings), method, "features.9" if method else "", note),
         lambda wanted: stored[wanted.sop_instance_uid],
+        {uid: described(file) for uid, file in stored.items()},
         display_of,
         heat_of,
     )
+
+
+def described(file: bytes) -> Described:
+    """What a decoder's process says of a stored file."""
+    return describe(file, dcmread(BytesIO(file), stop_before_pixels=True))
 
 
 def _centre(c: int) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dicom_xai.config import Compression, Destination, Route
-from dicom_xai.encode import Planned
+from dicom_xai.encode.objects import Planned
 from dicom_xai.errors import StudyError
 from dicom_xai.pipeline import plan_objects
 from dicom_xai.study import ObjectKind

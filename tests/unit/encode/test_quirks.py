@@ -11,7 +11,9 @@ import pytest
 
 from dicom_xai import identity
 from dicom_xai.config import Compression, InputKind
-from dicom_xai.encode import Planned, encode_note, encode_results
+from dicom_xai.encode.note import encode_note
+from dicom_xai.encode.objects import Planned
+from dicom_xai.encode.results import encode_results
 from dicom_xai.study import ObjectKind
 from tests.make.results import as_file, case, header, patched
 
@@ -109,13 +111,13 @@ def check(file: bytes, kind: InputKind) -> None:
         given.volume,
         given.explanation,
         PLAN,
-        given.read_source,
+        given.described,
         given.display_of,
         given.heat_of,
     )
     assert [str(encoded.kind) for encoded in results.objects] == ["sc", "seg"], results.skipped
     first = given.job.instances[0]
-    notes = encode_note(given.job, "a test", first, PLAN, given.read_source)
+    notes = encode_note(given.job, "a test", first, file, PLAN)
     source = identity.read_block(file)
     for encoded in (*results.objects, *notes):
         identity.compare(source, identity.read_block(encoded.file))

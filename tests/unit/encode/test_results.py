@@ -15,18 +15,13 @@ from pydicom.uid import UID
 
 from dicom_xai import identity, uids
 from dicom_xai.config import Compression, InputKind
-from dicom_xai.encode import (
-    MAX_PICTURES,
-    Encoded,
-    EncodedResults,
-    Planned,
-    encode_note,
-    encode_results,
-)
 from dicom_xai.encode.color import OUTLINES
+from dicom_xai.encode.note import encode_note
+from dicom_xai.encode.objects import Encoded, EncodedResults, Planned
+from dicom_xai.encode.results import MAX_PICTURES, encode_results
 from dicom_xai.errors import EncodeError, IdentityError
 from dicom_xai.study import ObjectKind, Purpose, Reference
-from tests.make.results import Case, as_file, card, case, enhanced_header, header
+from tests.make.results import Case, as_file, card, case, described, enhanced_header, header
 
 SC = Planned(ObjectKind.SC, Compression.NONE, ("pacs",))
 SEG = Planned(ObjectKind.SEG, Compression.NONE, ("pacs",))
@@ -39,7 +34,7 @@ def encode(given: Case, *plan: Planned) -> EncodedResults:
         given.volume,
         given.explanation,
         plan or (SC, SEG),
-        given.read_source,
+        given.described,
         given.display_of,
         given.heat_of,
     )
@@ -421,7 +416,7 @@ def test_a_source_without_a_study_makes_nothing():
     del ds.StudyInstanceUID
     bare = as_file(ds)
     with pytest.raises(IdentityError, match="StudyInstanceUID"):
-        encode(dataclasses.replace(given, read_source=lambda _: bare))
+        encode(dataclasses.replace(given, described={ds.SOPInstanceUID: described(bare)}))
 
 
 # ------------------------------------------------------------------ amendments, times, repetition
@@ -516,9 +511,8 @@ def test_a_job_without_a_moment_in_time_is_refused(created_at):
 
 
 def note(given: Case, reason: str, *plan: Planned) -> list[Encoded]:
-    return encode_note(
-        given.job, reason, given.job.instances[0], plan or (SC, SEG), given.read_source
-    )
+    source = given.job.instances[0]
+    return encode_note(given.job, reason, source, given.read_source(source), plan or (SC, SEG))
 
 
 def test_a_note_joins_the_study_and_refers_to_the_source():

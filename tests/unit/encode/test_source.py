@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
+
 import pytest
-import torch
+from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
-from pydicom.uid import EnhancedCTImageStorage
 
 from dicom_xai.encode.source import Source, normalise
-from dicom_xai.study import Frame
-from tests.make.results import as_file, enhanced_header, header, instance
+from dicom_xai.errors import EncodeError
+from tests.make.results import as_file, described, enhanced_header, header
 
 
 def said(modality: str = "CT", **raw: bytes) -> Source:
     """A header with these received bytes."""
     ds = header(modality, 8, 6)
-    made = instance(as_file(ds))
     for keyword, value in raw.items():
         tag = Tag(keyword)
         ds[tag] = RawDataElement(tag, "LO", len(value), value, 0, False, True, True, None)
-    return normalise(Frame(made, ds, 1, torch.zeros(8, 6)))
+    return normalise(ds)[0]
 
 
 def test_a_good_header_is_taken_as_received():
@@ -85,9 +87,7 @@ def test_lossy_source_keeps_ratio_and_method():
 
 def test_planes_of_an_enhanced_image_come_from_its_functional_groups():
     ds = enhanced_header(8, 6, frames=3)
-    made = instance(as_file(ds))
-    assert made.sop_class_uid == EnhancedCTImageStorage
-    sources = [normalise(Frame(made, ds, n, torch.zeros(8, 6))) for n in (1, 2, 3)]
+    sources = normalise(ds)
     assert [source.position[2] for source in sources] == ["0", "3", "6"]
     assert all(source.has_plane and source.is_multi_frame for source in sources)
     assert sources[0].pixel_spacing == ("0.5", "0.5")
@@ -95,9 +95,42 @@ def test_planes_of_an_enhanced_image_come_from_its_functional_groups():
 
 def test_a_frame_without_its_functional_group_has_no_place():
     ds = enhanced_header(8, 6, frames=3)
-    made = instance(as_file(ds))
     del ds.PerFrameFunctionalGroupsSequence[2]
-    assert not normalise(Frame(made, ds, 3, torch.zeros(8, 6))).has_plane
+    assert [source.has_plane for source in normalise(ds)] == [True, True, False]
+
+
+def test_a_frames_own_groups_win_over_shared_ones_and_these_over_the_root():
+    ds = enhanced_header(8, 6, frames=2)
+    own, measures = ds.PerFrameFunctionalGroupsSequence[1], Dataset()
+    measures.SliceThickness = "1.5"
+    own.PixelMeasuresSequence = [measures]
+    ds.SliceThickness = "9"
+    first, second = normalise(ds)
+    assert (first.slice_thickness, second.slice_thickness) == ("3", "1.5")
+    assert second.pixel_spacing == ("0.5", "0.5")
+
+
+@pytest.mark.parametrize("keyword", ["Rows", "Columns"])
+@pytest.mark.parametrize("value", [None, 0])
+def test_an_image_of_no_size_is_refused(keyword, value):
+    ds = header("CR", 8, 6)
+    setattr(ds, keyword, value)
+    with pytest.raises(EncodeError, match=keyword):
+        normalise(ds)
+
+
+def test_a_description_travels_between_processes_and_loads_no_model_library():
+    file = as_file(enhanced_header(8, 6, frames=2))
+    program = (
+        "import io, pickle, sys, pydicom; from dicom_xai.encode.source import describe; "
+        "data = sys.stdin.buffer.read(); "
+        "header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True); "
+        "sys.stdout.buffer.write(pickle.dumps(describe(data, header))); "
+        "sys.exit(bool({'torch', 'highdicom', 'onnx'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], input=file, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert pickle.loads(done.stdout) == described(file)
 
 
 def test_classes_with_one_frame_are_never_referred_to_by_frame_number():

@@ -13,7 +13,9 @@ from PIL import Image
 from pydicom import dcmread
 
 from dicom_xai.config import Compression, InputKind
-from dicom_xai.encode import Encoded, Planned, encode_note, encode_results
+from dicom_xai.encode.note import encode_note
+from dicom_xai.encode.objects import Encoded, Planned
+from dicom_xai.encode.results import encode_results
 from dicom_xai.study import ObjectKind, Purpose, Reference
 from tests.make.results import Case, as_file, case, enhanced_header, header
 
@@ -85,7 +87,7 @@ def encode(given: Case) -> tuple[Encoded, ...]:
         given.volume,
         given.explanation,
         ALL,
-        given.read_source,
+        given.described,
         given.display_of,
         given.heat_of,
     ).objects
@@ -123,8 +125,8 @@ def test_the_validator_finds_no_error_in_a_note(tmp_path):
         given.job,
         "the image has no pixels",
         given.job.instances[0],
+        given.read_source(given.job.instances[0]),
         ALL,
-        given.read_source,
     )
     judge(given, notes, tmp_path)
 
