@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from dicom_xai.config import Compression, Destination, Route
 from dicom_xai.decode.frames import to_frames
-from dicom_xai.decode.geometry import stack
+from dicom_xai.decode.geometry import attach, stack
 from dicom_xai.decode.normalize import display, stack_inputs
 from dicom_xai.decode.pixels import decode
+from dicom_xai.decode.planes import planes_of
 from dicom_xai.encode.note import encode_note
 from dicom_xai.encode.objects import Encoded, Planned
 from dicom_xai.encode.results import encode_results
@@ -28,6 +29,7 @@ from dicom_xai.study import (
     Instance,
     Job,
     ObjectKind,
+    PlaneRecord,
     Purpose,
     Volume,
 )
@@ -114,7 +116,8 @@ def run(job: Job, model: ServedModel, deadline: Deadline, tools: Tools) -> Outco
     route = Route.model_validate_json(job.route_json)
     with tools.stage(Stage.DECODE):
         described: dict[str, Described] = {}
-        volume = stack(tuple(_frames(job, model, tools, described)))
+        frames = tuple(_frames(job, model, tools, described))
+        volume = attach(stack(_planes(frames), model.card.stack_rule), frames)
         images, placements = stack_inputs(volume.frames, model.card.inputs[0])
     choice = _choose(job, route, model, deadline, tools, len(volume.frames))
     with tools.stage(Stage.INFER):
@@ -202,6 +205,12 @@ def _frames(
         decoded = decode(data)
         described[instance.sop_instance_uid] = describe(data, decoded.header)
         yield from to_frames(instance, decoded, model.device.torch)
+
+
+def _planes(frames: tuple[Frame, ...]) -> Iterator[PlaneRecord]:
+    headers = {frame.instance.sop_instance_uid: frame for frame in frames}
+    for frame in headers.values():
+        yield from planes_of(frame.instance, frame.header)
 
 
 def _choose(

@@ -2,8 +2,8 @@
 
 ::
 
-    Instance -> Unit -> Candidate -> Job -> Frame -> Volume -> Prediction
-             -> Attribution -> Explanation -> Result -> Receipt
+    Instance -> Unit -> Candidate -> Job -> PlaneRecord -> Stack -> Frame -> Volume
+             -> Prediction -> Attribution -> Explanation -> Result -> Receipt
 
 All are frozen: a stage takes some and gives new ones. Arrays are torch tensors on the worker's
 device; this module never imports torch, so that receiver and sender do not either.
@@ -161,6 +161,54 @@ class Reference:
     kind: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class PlaneRecord:
+    """Where one frame lies, as its header says: all that ordering needs, and no pixels.
+
+    Small, and fit to be sent between processes.
+
+    Attributes
+    ----------
+    sop_instance_uid, series_instance_uid : str
+    number : int
+        1-based frame number within the instance.
+    instance_number : int
+        0 when absent: it only decides between equals.
+    rows, columns : int
+    modality, frame_of_reference_uid : str
+        Empty when absent.
+    pixel_spacing_mm : tuple of float or None
+        Between rows, between columns; None where the header has no two positive numbers.
+    position_mm : tuple of float or None
+        ImagePositionPatient: x, y, z of the first pixel's centre.
+    orientation : tuple of float or None
+        ImageOrientationPatient: direction of a row, direction of a column.
+    facts : tuple of (str, tuple of str)
+        What tells stacks apart besides their place: echo time, b-value, image type, by keyword.
+    defect : str
+        Why a place that the header gives cannot be used; empty when it can.
+    """
+
+    sop_instance_uid: str
+    series_instance_uid: str
+    number: int
+    instance_number: int
+    rows: int
+    columns: int
+    modality: str = ""
+    frame_of_reference_uid: str = ""
+    pixel_spacing_mm: tuple[float, float] | None = None
+    position_mm: tuple[float, float, float] | None = None
+    orientation: tuple[float, float, float, float, float, float] | None = None
+    facts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    defect: str = ""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Which frame of which instance this is."""
+        return self.sop_instance_uid, self.number
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
     """One image plane, decoded.
@@ -182,15 +230,25 @@ class Geometry:
     """How the frames of a volume lie in the patient, in mm (PS3.3 C.7.6.2).
 
     `orientation` is ImageOrientationPatient, `positions_mm` one distance along the normal for each
-    frame, ascending. All are empty for projections. `problems` names what was odd: duplicated
-    positions, gaps, mixed orientations.
+    frame, ascending, `origins_mm` the place of each frame's first pixel: with gantry tilt it moves
+    in the plane too. All are empty for projections. `problems` names what was odd: duplicated
+    positions, gaps, other stacks and why this one was kept.
     """
 
     pixel_spacing_mm: tuple[float, float] | None = None  #: between rows, between columns
     orientation: tuple[float, ...] = ()
     positions_mm: tuple[float, ...] = ()
+    origins_mm: tuple[tuple[float, float, float], ...] = ()
     slice_spacing_mm: float | None = None
     problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Which frames of a unit are used, in what order, and how they lie: known without pixels."""
+
+    planes: tuple[PlaneRecord, ...]
+    geometry: Geometry
 
 
 @dataclass(frozen=True, slots=True, eq=False)

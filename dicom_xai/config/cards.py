@@ -77,6 +77,75 @@ class ModelInput(Section):
     resize: ResizeRule = ResizeRule.LETTERBOX
 
 
+class StackAttribute(StrEnum):
+    """What may differ between stacks that lie at the same place: DICOM keywords."""
+
+    IMAGE_TYPE = "ImageType"  #: any of its values, such as ORIGINAL or M
+    ECHO_TIME = "EchoTime"  #: ms
+    ECHO_NUMBERS = "EchoNumbers"
+    INVERSION_TIME = "InversionTime"  #: ms
+    B_VALUE = "DiffusionBValue"  #: s/mm2
+    TEMPORAL_POSITION = "TemporalPositionIdentifier"  #: time point, from 1
+    ACQUISITION_NUMBER = "AcquisitionNumber"
+    TRIGGER_TIME = "TriggerTime"  #: ms
+    SLICE_THICKNESS = "SliceThickness"  #: mm
+    SERIES_NUMBER = "SeriesNumber"
+    MODALITY = "Modality"
+    CONVOLUTION_KERNEL = "ConvolutionKernel"
+
+    @property
+    def is_number(self) -> bool:
+        """Whether lower and higher mean something."""
+        return self not in (
+            StackAttribute.IMAGE_TYPE,
+            StackAttribute.MODALITY,
+            StackAttribute.CONVOLUTION_KERNEL,
+        )
+
+
+class Preference(Section):
+    """One wish about the stack; `equals` or `choose`."""
+
+    attribute: StackAttribute
+    equals: str | None = Field(None, min_length=1, description="One of the attribute's values.")
+    choose: Literal["lowest", "highest"] | None = Field(
+        None, description="Of a number; a stack without it comes last."
+    )
+
+    @model_validator(mode="after")
+    def _is_one_wish(self) -> Preference:
+        if (self.equals is None) == (self.choose is None):
+            raise ValueError("a preference has either equals or choose")
+        if self.choose is not None and not self.attribute.is_number:
+            raise ValueError(f"{self.attribute} is no number: use equals instead of choose")
+        return self
+
+    def __str__(self) -> str:
+        wish = self.choose if self.equals is None else f"equals {self.equals}"
+        return f"{self.attribute} {wish}"
+
+
+class StackOrientation(StrEnum):
+    """How slices lie: the patient axis nearest to their normal."""
+
+    ANY = "any"
+    AXIAL = "axial"
+    CORONAL = "coronal"
+    SAGITTAL = "sagittal"
+
+
+class StackRule(Section):
+    """Which of several stacks in a unit the model gets."""
+
+    prefer: tuple[Preference, ...] = Field(
+        (), description="In order of weight; then the stack with the most slices."
+    )
+    minimum_slices: int = Field(1, ge=1, description="Fewer positions are no stack for this model.")
+    orientation: StackOrientation = Field(
+        StackOrientation.ANY, description="Stacks that lie otherwise are not used."
+    )
+
+
 class Code(Section):
     """A coded concept (PS3.3 Table 8.8-1)."""
 
@@ -126,9 +195,25 @@ class ModelCard(Section):
     manufacturer: str = Field(min_length=1, max_length=64)
     calibrated: Bool = Field(description="true: scores are calibrated probabilities.")
     inputs: tuple[ModelInput, ...] = Field(min_length=1)
+    stack: StackRule | None = Field(
+        None, description="slices, volume3d: which stack; by default the one with most slices."
+    )
     outputs: tuple[ModelOutput, ...] = Field(min_length=1)
     heatmap: HeatmapScale
     performance: dict[str, str] = Field(default_factory=dict, description="Figures, for people.")
+
+    @model_validator(mode="after")
+    def _stack_is_of_slices(self) -> ModelCard:
+        if self.stack is not None and self.inputs[0].kind is InputKind.IMAGE2D:
+            raise ValueError("stack: an image2d model takes every image; leave the section out")
+        return self
+
+    @property
+    def stack_rule(self) -> StackRule | None:
+        """Which stack the model gets; None for a model that takes every image on its own."""
+        if self.inputs[0].kind is InputKind.IMAGE2D:
+            return None
+        return self.stack or StackRule()
 
     @property
     def classes(self) -> tuple[ModelClass, ...]:

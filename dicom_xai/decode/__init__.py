@@ -1,6 +1,7 @@
-"""Stored bytes become frames, frames become a volume, a frame becomes a model's input.
+"""Stored bytes become frames, frames become a volume, a volume becomes a model's input.
 
-`pixels` (bytes to stored values, without torch), `frames` (to modality units on the device),
-`geometry` (frames to `Volume`), `normalize` (a frame to the model's grid, or to what a radiologist
-sees). Training uses the same functions as serving.
+`pixels` (bytes to stored values) and `planes` (a header to plane records) need no torch; neither
+does `geometry` (plane records to the one `Stack`). `frames` (stored values to modality units on the
+device), `normalize` (frames to the model's grid, or to what a radiologist sees). Training uses the
+same functions as serving.
 """

@@ -1,25 +1,26 @@
-"""Frames become a volume: ordered along the normal, and what is odd about them said in words.
+"""Planes become a stack: one per model, ordered along the normal, and every oddity in words.
 
-Nothing is refused here that a model which looks at single slices could still use: duplicates, gaps
-and strays are named in `Geometry.problems`. Problems speak of counts, millimetres and instance
-numbers only.
+Works on plane records alone, so that the order is known while pixels are still being decoded. What
+a model can do without is left out and named in `Geometry.problems`: duplicates, other stacks,
+localizers. Problems speak of counts, millimetres, keywords and slice numbers only.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from pydicom import Dataset
+from numpy.typing import NDArray
 
-from dicom_xai.decode.attributes import functional_group, integer, numbers, text
-from dicom_xai.errors import DecodeError, GeometryError
-from dicom_xai.study import Frame, Geometry, Volume
+from dicom_xai.config import Preference, StackAttribute, StackOrientation, StackRule
+from dicom_xai.decode.planes import ACQUISITION_TIME, DIFFUSION_GRADIENT
+from dicom_xai.errors import GeometryError
+from dicom_xai.study import Frame, Geometry, PlaneRecord, Stack, Volume
 
 #: Two slices closer than this are at the same place: written positions are rounded (DS, PS3.5 6.2).
 _SAME_PLACE_MM = 0.01
-#: Direction cosines, pixel spacing and unit length agree within this: DS values are rounded.
+#: Direction cosines and pixel spacing agree within this: DS values are rounded.
 _COSINE_TOLERANCE = 1e-3
 #: A step this much longer than the median one means a missing slice.
 _GAP_FACTOR = 1.5
@@ -27,211 +28,331 @@ _GAP_FACTOR = 1.5
 _UNEVEN_PART = 0.05
 #: In-plane drift over the whole stack that says gantry tilt or a moved table.
 _DRIFT_MM = 1.0
+#: What may tell frames at one place apart, the surest first. Times come last: they may differ from
+#: slice to slice of one stack.
+_SEPARATORS: tuple[str, ...] = (
+    StackAttribute.ECHO_TIME,
+    StackAttribute.ECHO_NUMBERS,
+    StackAttribute.B_VALUE,
+    StackAttribute.INVERSION_TIME,
+    StackAttribute.TEMPORAL_POSITION,
+    StackAttribute.IMAGE_TYPE,
+    StackAttribute.CONVOLUTION_KERNEL,
+    DIFFUSION_GRADIENT,
+    StackAttribute.ACQUISITION_NUMBER,
+    StackAttribute.TRIGGER_TIME,
+    ACQUISITION_TIME,
+)
+#: Of the planes that a separator sets apart, at least this part lies where others lie too.
+_SHARED_PART = 0.5
+#: Patient x, y, z (PS3.3 C.7.6.2.1.1): the normal of such a stack runs along it.
+_AXES = (StackOrientation.SAGITTAL, StackOrientation.CORONAL, StackOrientation.AXIAL)
+
+_Planes = list[PlaneRecord]
 
 
-def stack(frames: tuple[Frame, ...]) -> Volume:
-    """The frames of a unit, in the order in which the model and the results see them.
+def stack(planes: Iterable[PlaneRecord], rule: StackRule | None) -> Stack:
+    """Which planes of a unit the model and the results see, and in what order.
 
-    Frames with a position and orientation are sorted by their distance along the normal,
-    ascending. If they form several stacks (series, orientation, frame of reference, matrix or
-    spacing differ), the one with the most frames is kept and the others are named as a problem. Of
-    frames at the same position the one with the lowest InstanceNumber is kept. Frames that have
-    neither (projections) are all kept, by series, InstanceNumber and frame number.
+    Planes with a place in the patient are sorted by their distance along the normal, ascending.
+    They form several stacks where series, frame of reference, matrix, spacing or orientation
+    differ, where some are localizers, and where several lie at each place and an attribute tells
+    them apart: echo time, b-value, time point and the like. With a rule one stack is kept: the one
+    that the rule prefers, then the one with the most slices. Of planes at the same place the one
+    with the lowest InstanceNumber is kept. Planes without any place (projections) are all kept, by
+    series, InstanceNumber and frame number.
 
-    Source: PS3.3 C.7.6.2.1.1 (Image Position and Image Orientation), C.7.6.16.2.3 and .4 (Plane
-    Position and Plane Orientation of multi-frame objects).
+    Source: PS3.3 C.7.6.2.1.1 (Image Position and Image Orientation).
 
     Parameters
     ----------
-    frames : tuple of Frame
+    planes : iterable of PlaneRecord
         Of one unit, in any order.
+    rule : StackRule or None
+        Of the model's card; None keeps every stack, one after the other.
 
     Returns
     -------
-    Volume
-        `positions_mm`, `orientation` and `slice_spacing_mm` are empty for projections.
-        `pixel_spacing_mm` comes from PixelSpacing alone: ImagerPixelSpacing is measured at the
-        detector, not in the patient (PS3.3 10.7.1.3).
+    Stack
+        `positions_mm`, `origins_mm`, `orientation` and `slice_spacing_mm` are empty for
+        projections and where several stacks are kept. `pixel_spacing_mm` comes from PixelSpacing
+        alone: ImagerPixelSpacing is measured at the detector, not in the patient (PS3.3 10.7.1.3).
 
     Raises
     ------
     GeometryError
-        There are no frames, or positions exist but none is usable.
+        There are no planes, places exist but none is usable, or no stack is what the rule wants.
     """
-    if not frames:
+    given = list(planes)
+    if not given:
         raise GeometryError("no frames to stack")
-    planes = [_plane(frame) for frame in frames]
-    broken = [plane for plane in planes if plane.defect]
-    placed = [plane for plane in planes if plane.is_placed]
+    broken = [plane for plane in given if plane.defect]
+    placed = [plane for plane in given if plane.position_mm is not None and not plane.defect]
     if not placed and broken:
         raise GeometryError(f"no slice has a usable place in the patient: {broken[0].defect}")
     if not placed:
-        return _projections(planes)
+        return _projections(given, rule)
+    if rule is None:
+        return _every(given, _stacks(placed))
     problems = []
-    if len(placed) < len(planes):
+    if len(placed) < len(given):
         reason = f" ({broken[0].defect})" if broken else ""
-        problems.append(f"{_images(len(planes) - len(placed))} without position left out{reason}")
-    stacks = _stacks(placed)
-    largest = max(stacks, key=len)
-    others = [len(other) for other in stacks if other is not largest]
-    if others:
-        problems.append(
-            f"{_images(sum(others))} of {len(others)} other orientation(s), series or matrix left "
-            f"out; the largest stack has {len(largest)}"
+        problems.append(f"{_images(len(given) - len(placed))} without position left out{reason}")
+    return _ordered(_chosen(_stacks(placed), rule, problems), problems)
+
+
+def attach(stacked: Stack, frames: Iterable[Frame]) -> Volume:
+    """The decoded frames in the stack's order; frames that it leaves out may be among them.
+
+    Raises
+    ------
+    GeometryError
+        A frame of the stack is missing.
+    """
+    known = {(frame.instance.sop_instance_uid, frame.number): frame for frame in frames}
+    try:
+        ordered = tuple(known[plane.key] for plane in stacked.planes)
+    except KeyError as error:
+        raise GeometryError(
+            f"{len(stacked.planes)} frames in the stack, {len(known)} decoded, some are missing"
+        ) from error
+    return Volume(ordered, stacked.geometry)
+
+
+# ------------------------------------------------------------------ which planes belong together
+
+
+def _order(plane: PlaneRecord) -> tuple[int, int, str]:
+    return plane.instance_number, plane.number, plane.sop_instance_uid
+
+
+def _stacks(planes: _Planes) -> list[_Planes]:
+    """Groups of planes that can be one volume, in the order of their first plane."""
+    grids: dict[tuple[object, ...], list[_Planes]] = {}
+    groups: list[_Planes] = []
+    for plane in sorted(planes, key=_order):
+        grid = (
+            plane.series_instance_uid,
+            plane.frame_of_reference_uid,
+            plane.rows,
+            plane.columns,
+            "LOCALIZER" in _values(plane, StackAttribute.IMAGE_TYPE),
         )
-    return _volume(largest, problems)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Plane:
-    """Where one frame lies. `defect` says why a position that is there cannot be used."""
-
-    frame: Frame
-    instance_number: int
-    spacing: tuple[float, float] | None
-    position: np.ndarray | None = None
-    orientation: np.ndarray | None = None
-    defect: str = ""
-
-    @property
-    def is_placed(self) -> bool:
-        return self.position is not None and self.orientation is not None and not self.defect
-
-    @property
-    def normal(self) -> np.ndarray:
-        assert self.orientation is not None
-        cross = np.cross(self.orientation[:3], self.orientation[3:])
-        return np.asarray(cross / np.linalg.norm(cross))
-
-    @property
-    def order(self) -> tuple[int, int, str]:
-        return self.instance_number, self.frame.number, self.frame.instance.sop_instance_uid
-
-
-def _plane(frame: Frame) -> _Plane:
-    header = frame.header
-    try:
-        instance_number = integer(header, "InstanceNumber") or 0
-    except DecodeError:
-        instance_number = 0  # only decides between equals; the standard lets it be empty
-    spacing = _pixel_spacing(frame)
-    try:
-        position = _attribute(frame, "PlanePositionSequence", "ImagePositionPatient")
-        orientation = _attribute(frame, "PlaneOrientationSequence", "ImageOrientationPatient")
-    except DecodeError as error:
-        return _Plane(frame, instance_number, spacing, defect=str(error))
-    if position is None and orientation is None:
-        return _Plane(frame, instance_number, spacing)
-    if position is None or orientation is None:
-        name = "ImagePositionPatient" if position is None else "ImageOrientationPatient"
-        return _Plane(frame, instance_number, spacing, defect=f"{name} is missing")
-    if len(position) != 3 or len(orientation) != 6:
-        found = f"{len(position)} and {len(orientation)}"
-        message = f"ImagePositionPatient and ImageOrientationPatient have {found} values"
-        return _Plane(frame, instance_number, spacing, defect=message)
-    cosines = np.array(orientation)
-    lengths = np.linalg.norm(cosines.reshape(2, 3), axis=1)
-    if np.abs(lengths - 1).max() > 1e-2 or abs(cosines[:3] @ cosines[3:]) > 1e-2:
-        message = "ImageOrientationPatient holds no two perpendicular unit vectors"
-        return _Plane(frame, instance_number, spacing, defect=message)
-    return _Plane(frame, instance_number, spacing, np.array(position), cosines)
-
-
-def _attribute(frame: Frame, macro: str, keyword: str) -> tuple[float, ...] | None:
-    """From the frame's functional group where it has one, else from the data set itself."""
-    group: Dataset | None = functional_group(frame.header, frame.number, macro)
-    return numbers(frame.header if group is None else group, keyword)
-
-
-def _pixel_spacing(frame: Frame) -> tuple[float, float] | None:
-    """None also where it is not two positive numbers: some projections come with zeros."""
-    try:
-        found = _attribute(frame, "PixelMeasuresSequence", "PixelSpacing")
-    except DecodeError:
-        return None
-    if found is None or len(found) != 2 or min(found) <= 0:
-        return None
-    return found[0], found[1]
-
-
-def _projections(planes: list[_Plane]) -> Volume:
-    def order(plane: _Plane) -> tuple[str, int, int, str]:
-        return (plane.frame.instance.series_instance_uid, *plane.order)
-
-    planes = sorted(planes, key=order)
-    problems = []
-    if len(planes) > 1 and text(planes[0].frame.header, "Modality") in ("CT", "MR", "PT"):
-        problems.append("no positions: slices are in the order of InstanceNumber")
-    spacings = {plane.spacing for plane in planes}
-    if len(spacings) > 1:
-        problems.append("images differ in PixelSpacing")
-    spacing = planes[0].spacing if len(spacings) == 1 else None
-    frames = tuple(plane.frame for plane in planes)
-    return Volume(frames, Geometry(pixel_spacing_mm=spacing, problems=tuple(problems)))
-
-
-def _stacks(planes: list[_Plane]) -> list[list[_Plane]]:
-    """Groups of planes that can be one volume, in the order of their first slice."""
-    stacks: list[list[_Plane]] = []
-    for plane in sorted(planes, key=lambda plane: plane.order):
-        for group in stacks:
-            if _fits(group[0], plane):
+        alike = grids.setdefault(grid, [])
+        for group in alike:
+            if _is_parallel(group[0], plane):
                 group.append(plane)
                 break
         else:
-            stacks.append([plane])
-    return stacks
+            alike.append([plane])
+            groups.append(alike[-1])
+    return [part for group in groups for part in _separated(group, _SEPARATORS)]
 
 
-def _fits(one: _Plane, other: _Plane) -> bool:
+def _is_parallel(one: PlaneRecord, other: PlaneRecord) -> bool:
     assert one.orientation is not None
     assert other.orientation is not None
-    same_series = one.frame.instance.series_instance_uid == other.frame.instance.series_instance_uid
-    same_matrix = one.frame.values.shape == other.frame.values.shape
-    same_reference = text(one.frame.header, "FrameOfReferenceUID") == text(
-        other.frame.header, "FrameOfReferenceUID"
-    )
-    if one.spacing is None or other.spacing is None:
-        same_spacing = one.spacing is other.spacing
-    else:
-        same_spacing = np.allclose(one.spacing, other.spacing, rtol=_COSINE_TOLERANCE)
-    same_cosines = np.abs(one.orientation - other.orientation).max() <= _COSINE_TOLERANCE
-    return bool(same_series and same_matrix and same_reference and same_spacing and same_cosines)
+    if (one.pixel_spacing_mm is None) != (other.pixel_spacing_mm is None):
+        return False
+    for a, b in zip(one.pixel_spacing_mm or (), other.pixel_spacing_mm or (), strict=True):
+        if abs(a - b) > _COSINE_TOLERANCE * b:
+            return False
+    cosines = zip(one.orientation, other.orientation, strict=True)
+    return all(abs(a - b) <= _COSINE_TOLERANCE for a, b in cosines)
 
 
-def _volume(planes: list[_Plane], problems: list[str]) -> Volume:
-    normal = planes[0].normal
-    located = sorted(
-        ((float(plane.position @ normal), plane) for plane in planes if plane.position is not None),
-        key=lambda pair: (pair[0], pair[1].order),
-    )
-    kept: list[tuple[float, _Plane]] = []
-    for at, plane in located:
-        if not kept or at - kept[-1][0] > _SAME_PLACE_MM:
-            kept.append((at, plane))
-        elif plane.order < kept[-1][1].order:
-            kept[-1] = (kept[-1][0], plane)
-    if len(kept) < len(located):
+def _separated(planes: _Planes, separators: Sequence[str]) -> list[_Planes]:
+    """The group in parts, where it holds several frames at each place that an attribute tells."""
+    places = _places(planes)
+    held = np.bincount(places)
+    if not separators or held.max() == 1:
+        return [planes]
+    first, rest = separators[0], separators[1:]
+    parts: dict[tuple[str, ...], list[int]] = {}
+    for index, plane in enumerate(planes):
+        parts.setdefault(_values(plane, first), []).append(index)
+    # more values than frames at one place: it changes from slice to slice, as a time may
+    if 1 < len(parts) <= held.max() and all(
+        np.mean(held[places[part]] > 1) >= _SHARED_PART for part in parts.values()
+    ):
+        apart = ([planes[index] for index in part] for part in parts.values())
+        return [piece for part in apart for piece in _separated(part, rest)]
+    return _separated(planes, rest)
+
+
+def _places(planes: _Planes) -> NDArray[np.int64]:
+    """The number of the place of each plane, from the lowest along the normal up."""
+    along = np.array([plane.position_mm for plane in planes]) @ _normal(planes[0])
+    order = np.argsort(along, kind="stable")
+    is_new = np.concatenate([[False], np.diff(along[order]) > _SAME_PLACE_MM])
+    places = np.empty(len(planes), dtype=np.int64)
+    places[order] = np.cumsum(is_new)
+    return places
+
+
+def _values(plane: PlaneRecord, keyword: str) -> tuple[str, ...]:
+    return next((values for name, values in plane.facts if name == keyword), ())
+
+
+def _normal(plane: PlaneRecord) -> NDArray[np.float64]:
+    assert plane.orientation is not None
+    cross = np.cross(plane.orientation[:3], plane.orientation[3:])
+    return np.asarray(cross / np.linalg.norm(cross))
+
+
+# ------------------------------------------------------------------ which stack is kept
+
+
+def _chosen(stacks: list[_Planes], rule: StackRule, problems: list[str]) -> _Planes:
+    """The stack that the rule wants most; what is left out, and why, goes to `problems`."""
+    fit = [planes for planes in stacks if _fits(planes, rule)]
+    if not fit:
+        largest = max(stacks, key=_slices)
+        raise GeometryError(
+            f"{len(stacks)} stack(s), the largest with {_slices(largest)} slice(s) and "
+            f"{_lies(largest)}; the model card's stack section wants at least "
+            f"{rule.minimum_slices} slice(s), orientation {rule.orientation}"
+        )
+    ranked = sorted(fit, key=lambda planes: (*_ranks(planes, rule), -_slices(planes)))
+    kept = ranked[0]
+    if len(stacks) > 1:
+        left_out = sum(len(planes) for planes in stacks if planes is not kept)
+        reason = _why(kept, stacks, fit, rule)
         problems.append(
-            f"{_images(len(located) - len(kept))} at the position of another left out (the lowest "
+            f"{_images(left_out)} of {len(stacks) - 1} other stack(s) left out; kept the one of "
+            f"{len(kept)}: {reason}"
+        )
+    return kept
+
+
+def _fits(planes: _Planes, rule: StackRule) -> bool:
+    wanted = rule.orientation in (StackOrientation.ANY, _lies(planes))
+    return wanted and _slices(planes) >= rule.minimum_slices
+
+
+def _slices(planes: _Planes) -> int:
+    return int(_places(planes).max()) + 1
+
+
+def _lies(planes: _Planes) -> StackOrientation:
+    return _AXES[int(np.argmax(np.abs(_normal(planes[0]))))]
+
+
+def _ranks(planes: _Planes, rule: StackRule) -> tuple[float, ...]:
+    return tuple(_rank(planes[0], wish) for wish in rule.prefer)
+
+
+def _rank(plane: PlaneRecord, wish: Preference) -> float:
+    """How far from the wish, 0 or the number itself; less is better."""
+    values = _values(plane, wish.attribute)
+    if wish.equals is not None:
+        return 0.0 if any(_is_same(value, wish.equals) for value in values) else 1.0
+    found = [_number(value) for value in values]
+    usable = [value for value in found if value is not None]
+    if not usable:
+        return math.inf
+    return min(usable) if wish.choose == "lowest" else -max(usable)
+
+
+def _is_same(found: str, wanted: str) -> bool:
+    numbers = _number(found), _number(wanted)
+    return found == wanted if None in numbers else numbers[0] == numbers[1]
+
+
+def _number(text: str) -> float | None:
+    try:
+        found = float(text)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _why(kept: _Planes, stacks: list[_Planes], fit: list[_Planes], rule: StackRule) -> str:
+    """What decided for the kept stack, in the words of the card."""
+    rivals = [planes for planes in fit if planes is not kept]
+    if not rivals:
+        return f"the only one of orientation {rule.orientation}, {rule.minimum_slices} up"
+    own = _ranks(kept, rule)
+    for index, wish in enumerate(rule.prefer):
+        if any(_ranks(planes, rule)[index] > own[index] for planes in rivals):
+            return str(wish)
+    others = max(_slices(planes) for planes in rivals)
+    return "the most slices" if _slices(kept) > others else "the first of several like it"
+
+
+# ------------------------------------------------------------------ in what order
+
+
+def _projections(planes: _Planes, rule: StackRule | None) -> Stack:
+    ordered = sorted(planes, key=lambda plane: (plane.series_instance_uid, *_order(plane)))
+    if rule is not None and rule.minimum_slices > len(ordered):
+        raise GeometryError(
+            f"{_images(len(ordered))} without position; the model card's stack section wants at "
+            f"least {rule.minimum_slices} slice(s)"
+        )
+    problems = []
+    if len(ordered) > 1 and ordered[0].modality in ("CT", "MR", "PT"):
+        problems.append("no positions: slices are in the order of InstanceNumber")
+    spacings = {plane.pixel_spacing_mm for plane in ordered}
+    if len(spacings) > 1:
+        problems.append("images differ in PixelSpacing")
+    spacing = ordered[0].pixel_spacing_mm if len(spacings) == 1 else None
+    return Stack(tuple(ordered), Geometry(pixel_spacing_mm=spacing, problems=tuple(problems)))
+
+
+def _every(planes: _Planes, stacks: list[_Planes]) -> Stack:
+    """All stacks, one after the other, then what has no place."""
+    used = {plane.key for part in stacks for plane in part}
+    rest = [plane for plane in planes if plane.key not in used]
+    parts = [_ordered(part, []) for part in stacks]
+    if len(parts) == 1 and not rest:
+        return parts[0]
+    if rest:
+        parts.append(_projections(rest, None))
+    spacings = {part.geometry.pixel_spacing_mm for part in parts}
+    problems = dict.fromkeys(problem for part in parts for problem in part.geometry.problems)
+    return Stack(
+        tuple(plane for part in parts for plane in part.planes),
+        Geometry(
+            pixel_spacing_mm=next(iter(spacings)) if len(spacings) == 1 else None,
+            problems=tuple(problems),
+        ),
+    )
+
+
+def _ordered(planes: _Planes, problems: list[str]) -> Stack:
+    normal = _normal(planes[0])
+    along = np.array([plane.position_mm for plane in planes]) @ normal
+    order = sorted(range(len(planes)), key=lambda i: (along[i], _order(planes[i])))
+    kept: list[int] = []
+    for index in order:
+        if not kept or along[index] - along[kept[-1]] > _SAME_PLACE_MM:
+            kept.append(index)
+        elif _order(planes[index]) < _order(planes[kept[-1]]):
+            kept[-1] = index
+    if len(kept) < len(planes):
+        problems.append(
+            f"{_images(len(planes) - len(kept))} at the position of another left out (the lowest "
             "InstanceNumber is kept)"
         )
-    positions = tuple(at for at, _ in kept)
+    chosen = [planes[index] for index in kept]
+    positions = along[kept]
+    origins = np.array([plane.position_mm for plane in chosen])
     spacing = _spacing(positions, problems)
-    _report_drift([plane for _, plane in kept], normal, problems)
-    orientation = planes[0].orientation
-    assert orientation is not None
+    _report_drift(origins, normal, problems)
+    assert chosen[0].orientation is not None
     geometry = Geometry(
-        pixel_spacing_mm=planes[0].spacing,
-        orientation=tuple(float(value) for value in orientation),
-        positions_mm=positions,
+        pixel_spacing_mm=chosen[0].pixel_spacing_mm,
+        orientation=chosen[0].orientation,
+        positions_mm=tuple(positions.tolist()),
+        origins_mm=tuple((x, y, z) for x, y, z in origins.tolist()),
         slice_spacing_mm=spacing,
         problems=tuple(problems),
     )
-    return Volume(tuple(plane.frame for _, plane in kept), geometry)
+    return Stack(tuple(chosen), geometry)
 
 
-def _spacing(positions: tuple[float, ...], problems: list[str]) -> float | None:
+def _spacing(positions: NDArray[np.float64], problems: list[str]) -> float | None:
     """The median step; gaps and uneven steps go to `problems`."""
     if len(positions) < 2:
         return None
@@ -251,8 +372,10 @@ def _spacing(positions: tuple[float, ...], problems: list[str]) -> float | None:
     return median
 
 
-def _report_drift(planes: list[_Plane], normal: np.ndarray, problems: list[str]) -> None:
-    offsets = np.array([plane.position for plane in planes]) - planes[0].position
+def _report_drift(
+    origins: NDArray[np.float64], normal: NDArray[np.float64], problems: list[str]
+) -> None:
+    offsets = origins - origins[0]
     drift = offsets - np.outer(offsets @ normal, normal)
     furthest = float(np.linalg.norm(drift, axis=1).max())
     if furthest > _DRIFT_MM:

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
+from dicom_xai.config import StackRule
 from dicom_xai.decode.frames import to_frames
 from dicom_xai.decode.geometry import stack
 from dicom_xai.decode.normalize import display
 from dicom_xai.decode.pixels import decode
+from dicom_xai.decode.planes import planes_of
 from dicom_xai.demo.phantom import (
     CHEST_FINDINGS,
     HAEMORRHAGE,
@@ -166,10 +168,10 @@ def test_a_head_has_bone_brain_fluid_and_air() -> None:
 
 def test_the_slices_of_a_head_form_one_stack() -> None:
     phantom = a_head(tilt_degrees=0.0)
-    frames = [to_frames(an_instance(ds), decode(to_bytes(ds)), CPU)[0] for ds in phantom.datasets]
-    volume = stack(tuple(reversed(frames)))
-    assert [int(frame.header.InstanceNumber) for frame in volume.frames] == list(range(1, 13))
-    assert volume.geometry.problems == ()
+    planes = [plane for ds in phantom.datasets for plane in planes_of(an_instance(ds), ds)]
+    found = stack(reversed(planes), StackRule())
+    assert [plane.instance_number for plane in found.planes] == list(range(1, 13))
+    assert found.geometry.problems == ()
 
 
 def test_a_subject_is_passed_through_and_is_plainly_nobody() -> None:
