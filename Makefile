@@ -10,6 +10,10 @@ CANDIDATES = $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14)
 FOR_RUNNING := $(VENV)/.installed-for-running
 FOR_TESTING := $(VENV)/.installed-for-testing
 
+# They judge maps in tests, and are in no extra: what they depend on is stood in for (tests/make/standins.py).
+# zennit is LGPL-3.0-or-later, grad-cam MIT; neither is needed, shipped or imported by the service.
+JUDGES := zennit grad-cam
+
 .DELETE_ON_ERROR:
 .PHONY: help demo run check test lint bench models clean
 
@@ -58,6 +62,7 @@ $(FOR_RUNNING): pyproject.toml constraints.txt | $(BIN)/python
 
 $(FOR_TESTING): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps $(JUDGES)
 	@touch $(FOR_RUNNING) $@
 
 $(BIN)/python:
