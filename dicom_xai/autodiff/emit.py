@@ -124,6 +124,17 @@ class Tensor:
         """The same where the condition holds, else 0; a product, as Where is slow on the CPU."""
         return self * condition.cast(self.dtype)
 
+    def is_positive(self) -> Tensor:
+        """1 where an element is above 0, else 0, in the own element type.
+
+        In float32 one node: ONNX Runtime keeps HardSigmoid, unlike a comparison, in the blocked
+        layout of its convolutions. Only subnormal numbers get less than 1.
+        """
+        if self.dtype != TensorProto.FLOAT:
+            return (self > 0).cast(self.dtype)
+        steepest = float(np.finfo(np.float32).max)
+        return self.graph.op("HardSigmoid", self, alpha=steepest, beta=0.0)
+
     def cast(self, dtype: int) -> Tensor:
         """The same values as another element type."""
         return self if dtype == self.dtype else self.graph.op("Cast", self, to=dtype)
@@ -219,11 +230,16 @@ class Graph:
         self.initializers: list[onnx.TensorProto] = []
         self.prefix = free_prefix(model)
         self._written: dict[Any, tuple[Tensor, ...]] = {}
+        self._makers: dict[str, onnx.NodeProto] = {}
         self._constants: dict[Any, Tensor] = {}
 
     def tensor(self, name: str) -> Tensor:
         """A tensor of the graph by its name."""
         return Tensor(self, name)
+
+    def maker(self, tensor: Tensor) -> onnx.NodeProto | None:
+        """The new node that makes a tensor; None for what the model makes or holds."""
+        return self._makers.get(tensor.name)
 
     def constant(self, array: Array) -> Tensor:
         """An array as an initializer; equal arrays are stored once."""
@@ -334,6 +350,7 @@ class Graph:
             if all(value is not None for value in values):
                 return tuple(self.constant(value) for value in values if value is not None)
         self.nodes.append(node)
+        self._makers.update((name, node) for name in node.output)
         return made
 
     def _is_foldable(self, node: onnx.NodeProto) -> bool:

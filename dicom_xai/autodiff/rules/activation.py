@@ -10,7 +10,7 @@ from ..emit import Tensor
 
 def relu(n: Call, g: Tensor) -> Cotangents:
     """1[y > 0]."""
-    return g.masked(n.output() > 0)
+    return g * n.output().is_positive()
 
 
 def leaky_relu(n: Call, g: Tensor) -> Cotangents:

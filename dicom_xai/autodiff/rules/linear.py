@@ -10,7 +10,7 @@ import string
 import numpy as np
 
 from ..call import Call, Cotangents, Rules
-from ..emit import INT64_MIN, Graph, Tensor
+from ..emit import INT64_MIN, Graph, Tensor, attributes_of
 from .window import Window, crop, transposed_window_of, window_of
 
 
@@ -165,6 +165,26 @@ def transposed(graph: Graph, g: Tensor, w: Tensor, spec: Window, group: int = 1)
         group=group,
     )
     return found if direct else crop(found, spec.starts, [max(end, 0) for end in spec.ends])
+
+
+def scaled(g: Tensor, factor: Tensor) -> Tensor:
+    """g times a factor per channel, ``(channels, 1, ...)``.
+
+    Where a convolution made g, masked since or not, its weights take the factor up: one pass over
+    the tensor less, and in a DenseNet there are as many as layers.
+    """
+    graph, node = g.graph, g.graph.maker(g)
+    if node is not None and node.op_type == "Conv":
+        w = graph.tensor(node.input[1])
+        if w.value is not None and factor.value is not None:
+            weights = w * factor.reshape(-1, *[1] * (w.rank - 1))
+            return graph.op("Conv", graph.tensor(node.input[0]), weights, **attributes_of(node))
+    if node is not None and node.op_type == "Mul":
+        left, right = (graph.tensor(name) for name in node.input)
+        inner = graph.maker(left)
+        if inner is not None and inner.op_type == "Conv":
+            return scaled(left, factor) * right
+    return g * factor
 
 
 def conv_transpose(n: Call, g: Tensor) -> Cotangents:

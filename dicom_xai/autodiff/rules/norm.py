@@ -8,6 +8,7 @@ from onnx import helper
 from ..call import Call, Cotangents, Rules
 from ..emit import Tensor
 from ..prepare import Array
+from .linear import scaled
 
 
 def batch_normalization(n: Call, g: Tensor) -> Cotangents:
@@ -16,7 +17,7 @@ def batch_normalization(n: Call, g: Tensor) -> Cotangents:
         raise n.refuse("it is in training mode; export the model after model.eval()")
     rank, scale, var = n.input().rank, n.input(1), n.input(4)
     factor = scale.cast(var.dtype) / n.graph.op("Sqrt", var + n.attribute("epsilon", 1e-5))
-    return g * per_channel(factor, rank).cast(g.dtype)
+    return scaled(g, per_channel(factor, rank).cast(g.dtype))
 
 
 def per_channel(x: Tensor, rank: int) -> Tensor:

@@ -253,6 +253,18 @@ def test_grad_cam_never_differentiates_the_trunk(model: onnx.ModelProto) -> None
     assert new_operators(compiled).isdisjoint({"Conv", "ConvTranspose", "MaxPool"})
 
 
+def test_a_batch_norm_before_an_activation_costs_the_backward_no_pass_of_its_own() -> None:
+    plain = exported(seeded(DenseNet()), image(2, 1, 32, 32), "torchscript", 17)
+    compiled = compile(plain, "saliency")
+    made = [node for node in compiled.model.graph.node if node.name in compiled.report.backward]
+    relus = [node for node in plain.graph.node if node.op_type == "Relu"]
+    masks = {node.output[0] for node in made if node.op_type == "HardSigmoid"}
+    products = [node for node in made if node.op_type == "Mul"]
+    assert len(masks) == len(relus)
+    # One product per mask; the last norm alone is not before a convolution.
+    assert [masks.isdisjoint(node.input) for node in products].count(True) == 1
+
+
 def test_no_new_node_is_of_a_kind_that_providers_lag_behind(model: onnx.ModelProto) -> None:
     lagging = {"Pad", "ConstantOfShape", "Size"}
     for method in ("grad-cam", "saliency", "integrated-gradients"):
