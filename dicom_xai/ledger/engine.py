@@ -142,12 +142,7 @@ class Database:
             schema.metadata.create_all(connection)
             rows = connection.execute(sql_select(schema.meta))
             known: dict[str, str] = {row.key: row.value for row in rows}
-            version = known.get("schema_version")
-            if version not in (None, str(schema.SCHEMA_VERSION)):
-                raise ConfigError(
-                    f"ledger {self.path.name} has schema version {version}, this program knows "
-                    f"{schema.SCHEMA_VERSION}; run the program that wrote it, or a newer one"
-                )
+            self._migrate(connection, known.get("schema_version", str(schema.SCHEMA_VERSION)))
             if known.get("boot_id") == boot_id:
                 return float(known["offset_s"])
             boottime = time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -164,6 +159,20 @@ class Database:
             for key, value in values.items():
                 set_meta(connection, key, value)
             return offset
+
+    def _migrate(self, connection: Connection, version: str) -> None:
+        """Bring an older database to our schema; refuse one from the future."""
+        steps = {str(number): number for number in schema.MIGRATIONS}
+        while version != str(schema.SCHEMA_VERSION):
+            if version not in steps:
+                raise ConfigError(
+                    f"ledger {self.path.name} has schema version {version}, this program knows "
+                    f"{schema.SCHEMA_VERSION}; run the program that wrote it, or a newer one"
+                )
+            for statement in schema.MIGRATIONS[steps[version]]:
+                connection.exec_driver_sql(statement)
+            version = str(steps[version] + 1)
+            set_meta(connection, "schema_version", version)
 
     # -------------------------------------------------------------- the writer
 

@@ -35,6 +35,10 @@ from dicom_xai.study import (
 )
 
 
+#: So long a ready unit waits for the process that has prepared its images.
+HOLDER_FIRST_S = 0.1
+
+
 @dataclass(frozen=True, slots=True)
 class Overdue:
     """A unit whose deadline passed, reported once."""
@@ -55,10 +59,63 @@ class Jobs:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    def claim(self, lease_s: float) -> Job | None:
+    def incoming(self, after: int, limit: int) -> list[tuple[int, Instance]]:
+        """Instances of units that wait for more, to be prepared by the caller meanwhile.
+
+        A unit's first caller becomes its holder, and `claim` then prefers it for the unit's job.
+
+        Parameters
+        ----------
+        after : int
+            The last number given before; 0 at first.
+        limit : int
+            At most so many.
+
+        Returns
+        -------
+        list of (int, Instance)
+            Ascending numbers.
+        """
+
+        def run(connection: Connection) -> list[tuple[int, Instance]]:
+            newer = (
+                select(member.c.candidate_id)
+                .where(member.c.instance_id > after, candidate.c.id == member.c.candidate_id)
+                .exists()
+            )
+            connection.execute(
+                update(candidate)
+                .where(candidate.c.state == CandidateState.WAITING, candidate.c.holder == "", newer)
+                .values(holder=self._db.owner)
+            )
+            rows = connection.execute(
+                select(instance)
+                .join(member, member.c.instance_id == instance.c.id)
+                .join(candidate, candidate.c.id == member.c.candidate_id)
+                .where(
+                    instance.c.id > after,
+                    candidate.c.holder == self._db.owner,
+                    candidate.c.state == CandidateState.WAITING,
+                )
+                .order_by(instance.c.id)
+                .distinct()
+                .limit(limit)
+            )
+            return [(int(row.id), instance_of(row)) for row in rows]
+
+        return self._db.write(run)
+
+    def claim(self, lease_s: float, *, only: Priority | None = None) -> Job | None:
         """Take the most urgent job: STAT before routine, then the earliest deadline.
 
-        A job whose lease ran out counts as queued; `attempts` tells how often that happened.
+        A job whose lease ran out counts as queued; `attempts` tells how often that happened. One
+        whose images another process has prepared is left to that one for `HOLDER_FIRST_S`.
+
+        Parameters
+        ----------
+        lease_s : float
+        only : Priority, optional
+            Nothing of another priority.
         """
 
         def run(connection: Connection) -> Job | None:
@@ -67,9 +124,13 @@ class Jobs:
                 and_(job.c.state == JobState.QUEUED, job.c.not_before <= now),
                 and_(job.c.state == JobState.RUNNING, job.c.lease_until < now),
             )
+            mine = or_(
+                job.c.holder.in_(["", self._db.owner]), job.c.ready_at < now - HOLDER_FIRST_S
+            )
+            wanted = [] if only is None else [job.c.priority == only]
             row = connection.execute(
                 select(job)
-                .where(JOB_IS_LIVE, free)
+                .where(JOB_IS_LIVE, free, mine, *wanted)
                 .order_by(job.c.rank, job.c.deadline_at)
                 .limit(1)
             ).first()
@@ -91,17 +152,14 @@ class Jobs:
         return self._db.write(run)
 
     def next_at(self) -> float | None:
-        """When a job can be claimed at the earliest, or None when there is none."""
+        """When this process can claim a job at the earliest, or None when there is none."""
+        holder_first = func.iif(
+            job.c.holder.in_(["", self._db.owner]), 0.0, job.c.ready_at + HOLDER_FIRST_S
+        )
+        free_at = func.iif(job.c.state == JobState.QUEUED, job.c.not_before, job.c.lease_until)
         with self._db.read() as connection:
             return earliest(
-                connection,
-                select(
-                    func.min(
-                        func.iif(
-                            job.c.state == JobState.QUEUED, job.c.not_before, job.c.lease_until
-                        )
-                    )
-                ).where(JOB_IS_LIVE),
+                connection, select(func.min(func.max(free_at, holder_first))).where(JOB_IS_LIVE)
             )
 
     def renew(self, claimed: Job, lease_s: float) -> bool:
@@ -321,6 +379,7 @@ def make_ready(
             "route": row.route,
             "model": row.model,
             "model_digest": row.model_digest,
+            "holder": row.holder,
             "first_byte_at": row.first_at,
             "last_byte_at": row.last_at,
         },

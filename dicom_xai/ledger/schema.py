@@ -22,8 +22,16 @@ from sqlalchemy import (
     text,
 )
 
-#: Refused when a database says another number; a change here carries a migration.
-SCHEMA_VERSION = 1
+#: Refused when a database says a number that neither this one nor a migration knows.
+SCHEMA_VERSION = 2
+
+#: From a version to the next, in one transaction at start-up.
+MIGRATIONS: dict[int, tuple[str, ...]] = {
+    1: (
+        "ALTER TABLE candidate ADD COLUMN holder TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE job ADD COLUMN holder TEXT NOT NULL DEFAULT ''",
+    ),
+}
 
 metadata = MetaData()
 
@@ -178,6 +186,7 @@ candidate = Table(
     Column("first_at", Float, nullable=False),
     Column("last_at", Float, nullable=False),
     Column("fire_at", Float, nullable=False),  # when to look again at the latest
+    Column("holder", Text, nullable=False, server_default=""),  # process that prepares its images
     _one_of("state", CandidateState),
     UniqueConstraint("unit_key", "route", "generation", name="one_candidate_per_generation"),
     Index("candidate_due", "fire_at", sqlite_where=text("state = 'waiting'")),
@@ -208,6 +217,7 @@ job = Table(
     Column("state", Text, nullable=False),
     Column("token", Integer, nullable=False, server_default="0"),
     Column("owner", Text, nullable=False, server_default=""),
+    Column("holder", Text, nullable=False, server_default=""),  # the candidate's, when it was ready
     Column("lease_until", Float),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("not_before", Float, nullable=False),

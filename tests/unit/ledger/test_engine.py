@@ -19,7 +19,16 @@ from sqlalchemy.exc import IntegrityError
 from dicom_xai.errors import ConfigError, InvariantError, LedgerBusyError
 from dicom_xai.ledger import Database, Disposition, Ledger
 from dicom_xai.ledger.engine import note_event, set_meta
-from tests.make.ledger import LEASE_S, SENDER, an_instance, change, receive, rows, url_in
+from tests.make.ledger import (
+    LEASE_S,
+    SENDER,
+    a_job,
+    an_instance,
+    change,
+    receive,
+    rows,
+    url_in,
+)
 
 GATE_S = 10.0
 
@@ -216,12 +225,12 @@ def test_what_is_queued_is_written_before_close_returns(tmp_path: Path) -> None:
     assert len(subjects(tmp_path)) == 50
 
 
-@pytest.mark.parametrize("version", ["0", "2", "none"])
+@pytest.mark.parametrize("version", ["0", "3", "none"])
 def test_another_schema_version_is_refused_and_left_alone(tmp_path: Path, version: str) -> None:
     Database(url_in(tmp_path)).close()
     change(tmp_path, "UPDATE meta SET value = ? WHERE key = 'schema_version'", version)
     change(tmp_path, "DROP TABLE delivery")
-    with pytest.raises(ConfigError, match=f"schema version {version}, this program knows 1"):
+    with pytest.raises(ConfigError, match=f"schema version {version}, this program knows 2"):
         Database(url_in(tmp_path))
     assert rows(tmp_path, "SELECT name FROM sqlite_master WHERE name = 'delivery'") == []
 
@@ -364,3 +373,14 @@ def test_a_reader_sees_one_state_while_others_write(database: Database) -> None:
         before = connection.exec_driver_sql(count).scalar_one()
         database.write(noting("meanwhile"))
         assert connection.exec_driver_sql(count).scalar_one() == before
+
+
+def test_an_older_database_is_brought_to_our_schema(tmp_path: Path) -> None:
+    Ledger(url_in(tmp_path)).close()
+    for table in ("candidate", "job"):
+        change(tmp_path, f"ALTER TABLE {table} DROP COLUMN holder")
+    change(tmp_path, "UPDATE meta SET value = '1' WHERE key = 'schema_version'")
+    ledger = Ledger(url_in(tmp_path))
+    assert a_job(ledger).attempts == 1
+    ledger.close()
+    assert rows(tmp_path, "SELECT value FROM meta WHERE key = 'schema_version'") == [("2",)]

@@ -21,10 +21,12 @@ from tests.make.ledger import (
     an_instance,
     change,
     claimed,
+    make_ready,
     outgoing,
     receive,
     rows,
     url_in,
+    waiting,
     wanted,
 )
 
@@ -319,3 +321,59 @@ def test_the_next_deadline_is_that_of_the_most_urgent_unanswered_unit(ledger: Le
     ledger.jobs.finish(first, [a_result(first)])
     ledger.deliveries.sent(outgoing(ledger), 0)
     assert ledger.upkeep.next_deadline_at() == claimed(ledger).deadline_at
+
+
+# ------------------------------------------------------------------ prepared by whom
+
+
+def another_process(ledger: Ledger, folder: Path) -> None:
+    """Give every held unit and job to a process that is not this one."""
+    change(folder, "UPDATE candidate SET holder = '1-1' WHERE holder <> ''")
+    change(folder, "UPDATE job SET holder = '1-1' WHERE holder <> ''")
+
+
+def test_incoming_gives_each_instance_of_a_waiting_unit_once_and_in_order(ledger: Ledger) -> None:
+    arrivals = [an_instance(number) for number in (1, 2, 3)]
+    for instance in arrivals[:2]:
+        receive(ledger, instance, wanted(instance))
+    first = ledger.jobs.incoming(0, 10)
+    assert [instance for _, instance in first] == arrivals[:2]
+    receive(ledger, arrivals[2], wanted(arrivals[2]))
+    assert [instance for _, instance in ledger.jobs.incoming(first[-1][0], 10)] == arrivals[2:]
+
+
+def test_incoming_leaves_out_units_that_are_ready_or_held_by_another(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    queue(ledger, 1)  # fires at once
+    waiting_one = an_instance(2, series=2)
+    receive(ledger, waiting_one, wanted(waiting_one))
+    assert [instance for _, instance in ledger.jobs.incoming(0, 10)] == [waiting_one]
+    another_process(ledger, tmp_path)
+    assert ledger.jobs.incoming(0, 10) == []
+
+
+def test_a_job_is_left_to_its_holder_for_a_moment_and_then_taken(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    instance = an_instance(1)
+    receive(ledger, instance, wanted(instance, max_wait_s=0))
+    ledger.jobs.incoming(0, 10)
+    [ready] = waiting(ledger)
+    assert make_ready(ledger, ready)
+    another_process(ledger, tmp_path)
+    assert ledger.jobs.claim(LEASE_S) is None
+    at = ledger.jobs.next_at()
+    assert at is not None
+    assert at > ledger.now()
+    change(tmp_path, "UPDATE job SET ready_at = ready_at - 1")
+    assert claimed(ledger).instances == (instance,)
+
+
+def test_only_jobs_of_the_asked_priority_are_claimed(ledger: Ledger) -> None:
+    queue(ledger, 1)
+    assert ledger.jobs.claim(LEASE_S, only=Priority.STAT) is None
+    queue(ledger, 2, priority=Priority.STAT)
+    job = ledger.jobs.claim(LEASE_S, only=Priority.STAT)
+    assert job is not None
+    assert job.instances == (an_instance(2),)

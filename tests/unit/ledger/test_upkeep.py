@@ -272,6 +272,7 @@ def a_day(ledger: Ledger) -> None:
     arrivals.hold(unit, "reason")
     receive(ledger, an_instance(2), want, transfer=transfer)
     make_ready(ledger, waiting(ledger)[0])
+    jobs.incoming(0, 10)
     jobs.next_at()
     job = claimed(ledger)
     jobs.renew(job, LEASE_S)

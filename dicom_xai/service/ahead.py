@@ -1,0 +1,284 @@
+"""Instances are prepared as they arrive, in processes that may die, and kept until their job ends.
+
+What is kept is a cache: losing it, or any of the processes, costs time only. It is bounded in bytes:
+work ahead of any job stops at the limit, and what is prepared for nobody yet makes room for a job
+that is being worked on. What a claimed job waits for goes first.
+
+Threads: one for each decoding process; it hands the process one object at a time and waits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from dicom_xai.errors import DecodeError, StudyError
+from dicom_xai.prepare import Prepared
+from dicom_xai.service import decoder
+from dicom_xai.study import Instance
+
+#: A process that dies once may be a victim (of a full machine, say): its object is tried again.
+_TRIES = 2
+#: What was prepared and that no job has asked for since makes room for newer arrivals.
+_KEEP_S = 120.0
+
+#: Opens the stored bytes of an instance for reading; gives a descriptor.
+OpenStored = Callable[[Instance], int]
+
+
+@dataclass(eq=False)
+class _Entry:
+    """One instance: wanted, in work, prepared or given up."""
+
+    instance: Instance
+    order: int
+    is_urgent: bool = False
+    is_in_work: bool = False
+    tries: int = 0
+    made: Prepared | None = None
+    failure: StudyError | None = None
+    size_bytes: int = 0
+    done_at: float = 0.0
+    users: set[int] = field(default_factory=set)  #: jobs that hold it
+
+    @property
+    def is_done(self) -> bool:
+        return self.made is not None or self.failure is not None
+
+
+class Ahead:
+    """Prepared instances, and the processes that prepare them.
+
+    Parameters
+    ----------
+    open_stored : callable
+    processes : int
+        How many decoding processes.
+    memory_bytes : int
+        What prepared instances that no job holds yet may take together.
+    limit_bytes : int
+        Largest object, decoded.
+    timeout_s : float
+        A process that takes longer for one object is killed.
+    on_death : callable
+        Told each time that a process died or was killed over an object, and how.
+    clock : callable
+        Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        open_stored: OpenStored,
+        processes: int,
+        memory_bytes: int,
+        limit_bytes: int,
+        timeout_s: float,
+        on_death: Callable[[Instance, str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._open_stored = open_stored
+        self._memory_bytes = memory_bytes
+        self._limit_bytes = limit_bytes
+        self._timeout_s = timeout_s
+        self._on_death = on_death
+        self._clock = clock
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._order = itertools.count()
+        self._threads = [
+            threading.Thread(target=self._work_forever, name=f"decoder-{number}", daemon=True)
+            for number in range(processes)
+        ]
+
+    def start(self) -> None:
+        """Start the processes."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End the processes; what was prepared is forgotten."""
+        with self._changed:
+            self._is_closed = True
+            self._entries.clear()
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(self._timeout_s)
+
+    def expect(self, instances: Sequence[Instance]) -> None:
+        """Prepare these when there is nothing more urgent and memory is left."""
+        with self._changed:
+            for instance in instances:
+                self._entry(instance)
+            self._changed.notify_all()
+
+    def take(self, job_id: int, instances: Sequence[Instance]) -> list[Prepared]:
+        """Hold these for a job and wait until all are prepared.
+
+        Raises
+        ------
+        StudyError
+            One of them cannot be prepared; the message says why.
+        """
+        with self._changed:
+            entries = [self._entry(instance) for instance in instances]
+            for entry in entries:
+                entry.users.add(job_id)
+                entry.is_urgent = True
+            self._evict(0.0)
+            self._changed.notify_all()
+            made = []
+            for entry in entries:
+                while not entry.is_done and not self._is_closed:
+                    self._changed.wait()
+                if entry.failure is not None:
+                    raise entry.failure
+                if entry.made is None:
+                    raise InterruptedError("the worker stops")
+                made.append(entry.made)
+            return made
+
+    def release(self, job_id: int) -> None:
+        """Forget what only this job held."""
+        with self._changed:
+            for key, entry in list(self._entries.items()):
+                if job_id in entry.users:
+                    entry.users.discard(job_id)
+                    if not entry.users:
+                        del self._entries[key]
+            self._changed.notify_all()
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all prepared instances."""
+        with self._changed:
+            return sum(entry.size_bytes for entry in self._entries.values())
+
+    # -------------------------------------------------------------- under the lock
+
+    def _entry(self, instance: Instance) -> _Entry:
+        key = instance.sop_instance_uid + instance.sha256
+        if key not in self._entries:
+            self._entries[key] = _Entry(instance, next(self._order))
+        return self._entries[key]
+
+    @property
+    def _spare_bytes(self) -> int:
+        return self._memory_bytes - sum(entry.size_bytes for entry in self._entries.values())
+
+    def _evict(self, older_than_s: float) -> None:
+        """Make room: forget what was prepared for nobody, the oldest first."""
+        latest = self._clock() - older_than_s
+        for key, entry in list(self._entries.items()):
+            if self._spare_bytes > 0:
+                return
+            if entry.is_done and not entry.users and entry.done_at <= latest:
+                del self._entries[key]
+
+    def _next(self) -> _Entry | None:
+        """Wait for the next object to prepare; None when it is over."""
+        with self._changed:
+            while not self._is_closed:
+                waiting = [
+                    entry
+                    for entry in self._entries.values()
+                    if not entry.is_done and not entry.is_in_work
+                ]
+                if waiting:
+                    self._evict(_KEEP_S)
+                has_room = self._spare_bytes > 0
+                ready = [entry for entry in waiting if entry.is_urgent or has_room]
+                if ready:
+                    entry = min(ready, key=lambda entry: (not entry.is_urgent, entry.order))
+                    entry.is_in_work = True
+                    return entry
+                self._changed.wait(_KEEP_S if waiting else None)
+        return None
+
+    # -------------------------------------------------------------- the threads
+
+    def _work_forever(self) -> None:
+        child: _Child | None = None
+        while (entry := self._next()) is not None:
+            child = child or _Child(self._limit_bytes, self._timeout_s)
+            made, failure, size_bytes = None, None, 0
+            try:
+                made, size_bytes = self._ask(child, entry.instance)
+            except StudyError as error:
+                failure = error
+            except (EOFError, TimeoutError) as error:
+                reason = child.end(is_late=isinstance(error, TimeoutError))
+                child = None
+                entry.tries += 1
+                self._on_death(entry.instance, reason)
+                if entry.tries == _TRIES:
+                    failure = DecodeError(
+                        f"SOP Instance {entry.instance.sop_instance_uid}: the decoding process "
+                        f"{reason}, {_TRIES} times; the file is damaged, or too costly to decode"
+                    )
+            with self._changed:
+                entry.made, entry.failure, entry.size_bytes = made, failure, size_bytes
+                entry.is_in_work, entry.done_at = False, self._clock()
+                self._changed.notify_all()
+        if child is not None:
+            child.end()
+
+    def _ask(self, child: _Child, instance: Instance) -> tuple[Prepared, int]:
+        try:
+            stored = self._open_stored(instance)
+        except OSError as error:
+            raise StudyError(
+                f"the bytes of SOP Instance {instance.sop_instance_uid} are gone from the spool"
+            ) from error
+        try:
+            return child.ask(stored)
+        finally:
+            os.close(stored)
+
+
+class _Child:
+    """One decoding process and our end of its socket."""
+
+    def __init__(self, limit_bytes: int, timeout_s: float) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(timeout_s)
+        self._channel = ours
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", decoder.__name__, str(theirs.fileno()), str(limit_bytes)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+
+    def ask(self, stored: int) -> tuple[Prepared, int]:
+        try:
+            socket.send_fds(self._channel, [b"?"], [stored])
+        except ConnectionError as error:
+            raise EOFError from error
+        made, size_bytes = decoder.take(self._channel)
+        assert isinstance(made, Prepared)
+        return made, size_bytes
+
+    def end(self, *, is_late: bool = False) -> str:
+        """Make sure that it is gone; say how it went, in words."""
+        self._channel.close()
+        if is_late:
+            self._process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        if self._process.poll() is None:
+            self._process.kill()
+        status = self._process.wait()
+        if is_late:
+            return "did not answer in time"
+        return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"

@@ -1,0 +1,188 @@
+"""Objects are prepared in processes that may die, within a bound of memory, the urgent ones first."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from dicom_xai.decode.pixels import decode
+from dicom_xai.errors import DecodeError, StudyError
+from dicom_xai.service.ahead import Ahead
+from dicom_xai.study import Instance, Sender
+from tests.make.studies import a_head, changed
+
+TIMEOUT_S = 30.0
+ROOMY = 10**9
+
+
+def a_slice() -> bytes:
+    return a_head(2).files[0]
+
+
+def an_instance(name: str) -> Instance:
+    return Instance(name, "", "", "", "", name, "0" * 64, 0, Sender("", "", ""))
+
+
+class Files:
+    """Stored files by name; `before` runs each time that one is opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.opened: list[str] = []
+        self.before: Callable[[], None] = lambda: None
+        self.deaths: list[str] = []
+
+    def add(self, name: str, data: bytes) -> Instance:
+        (self._folder / name).write_bytes(data)
+        return an_instance(name)
+
+    def open(self, instance: Instance) -> int:
+        self.opened.append(instance.spool_key)
+        self.before()
+        return os.open(self._folder / instance.spool_key, os.O_RDONLY)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+@pytest.fixture
+def ahead(files: Files, request: pytest.FixtureRequest) -> Iterator[Ahead]:
+    asked = getattr(request, "param", {})
+    made = Ahead(
+        files.open,
+        processes=asked.get("processes", 1),
+        memory_bytes=asked.get("memory_bytes", ROOMY),
+        limit_bytes=asked.get("limit_bytes", 2**28),
+        timeout_s=asked.get("timeout_s", TIMEOUT_S),
+        on_death=lambda _instance, reason: files.deaths.append(reason),
+    )
+    made.start()
+    yield made
+    made.stop()
+
+
+def children() -> list[psutil.Process]:
+    return [
+        child for child in psutil.Process().children() if "decoder" in " ".join(child.cmdline())
+    ]
+
+
+def test_what_comes_back_equals_decoding_here(ahead: Ahead, files: Files) -> None:
+    slices = a_head(3).files
+    instances = [files.add(f"slice-{i}", data) for i, data in enumerate(slices)]
+    prepared = ahead.take(1, instances)
+    for data, made in zip(slices, prepared, strict=True):
+        here = decode(data)
+        np.testing.assert_array_equal(made.decoded.stored, here.stored)
+        assert made.decoded.header == here.header
+        assert made.decoded.modality == here.modality
+
+
+def test_an_object_is_prepared_once_however_often_it_is_wanted(ahead: Ahead, files: Files) -> None:
+    instance = files.add("slice", a_slice())
+    ahead.expect([instance])
+    ahead.take(1, [instance])
+    ahead.take(2, [instance])
+    assert files.opened == ["slice"]
+
+
+def test_what_the_last_job_releases_is_forgotten(ahead: Ahead, files: Files) -> None:
+    instance = files.add("slice", a_slice())
+    ahead.take(1, [instance])
+    ahead.take(2, [instance])
+    ahead.release(1)
+    assert ahead.held_bytes > 0
+    ahead.release(2)
+    assert ahead.held_bytes == 0
+
+
+def test_a_file_that_cannot_be_decoded_says_why(ahead: Ahead, files: Files) -> None:
+    instance = files.add("odd", changed(a_slice(), BitsStored=99))
+    with pytest.raises(DecodeError, match="BitsStored: 99"):
+        ahead.take(1, [instance])
+
+
+def test_a_file_that_is_gone_fails_its_study_only(ahead: Ahead, files: Files) -> None:
+    with pytest.raises(StudyError, match="gone from the spool"):
+        ahead.take(1, [an_instance("gone")])
+    assert ahead.take(2, [files.add("slice", a_slice())])
+
+
+def test_a_process_that_dies_once_is_replaced_and_the_object_tried_again(
+    ahead: Ahead, files: Files
+) -> None:
+    ahead.take(1, [files.add("first", a_slice())])
+    [victim] = children()
+
+    def kill_it() -> None:
+        files.before = lambda: None
+        victim.send_signal(signal.SIGSEGV)
+
+    files.before = kill_it
+    assert ahead.take(2, [files.add("second", a_slice())])
+    assert files.deaths == [f"was ended by signal {signal.SIGSEGV.value}"]
+
+
+def test_an_object_that_kills_its_process_twice_is_given_up_alone(
+    ahead: Ahead, files: Files
+) -> None:
+    ahead.take(1, [files.add("first", a_slice())])
+
+    def kill_it() -> None:
+        for child in children():
+            child.kill()
+
+    files.before = kill_it
+    with pytest.raises(DecodeError, match="signal 9, 2 times"):
+        ahead.take(2, [files.add("bad", a_slice())])
+    files.before = lambda: None
+    assert ahead.take(9, [files.add("good", a_slice())])
+
+
+@pytest.mark.parametrize("ahead", [{"timeout_s": 3.0}], indirect=True)
+def test_a_process_that_hangs_is_killed_after_its_time(ahead: Ahead, files: Files) -> None:
+    ahead.take(1, [files.add("first", a_slice())])
+
+    def stop_it() -> None:
+        files.before = lambda: None
+        for child in children():
+            child.suspend()
+
+    files.before = stop_it
+    assert ahead.take(2, [files.add("second", a_slice())])
+    assert files.deaths == ["did not answer in time"]
+
+
+@pytest.mark.parametrize("ahead", [{"memory_bytes": 1}], indirect=True)
+def test_beyond_the_memory_bound_only_claimed_work_goes_on(ahead: Ahead, files: Files) -> None:
+    data = a_head(3).files
+    first, second, third = (files.add(f"slice-{i}", item) for i, item in enumerate(data))
+    ahead.take(1, [first])  # fills the bound
+    ahead.expect([second])
+    ahead.take(2, [third])
+    assert files.opened == ["slice-0", "slice-2"]
+    ahead.release(1)
+    ahead.release(2)
+    ahead.take(3, [second])
+    assert files.opened == ["slice-0", "slice-2", "slice-1"]
+
+
+@pytest.mark.parametrize("ahead", [{"limit_bytes": 2**16}], indirect=True)
+def test_an_object_beyond_the_limit_is_refused_by_arithmetic(ahead: Ahead, files: Files) -> None:
+    with pytest.raises(DecodeError, match="the limit is 65536"):
+        ahead.take(1, [files.add("large", changed(a_slice(), Rows=256, Columns=65535))])
+
+
+def test_the_processes_end_with_their_asker(ahead: Ahead, files: Files) -> None:
+    ahead.take(1, [files.add("slice", a_slice())])
+    assert children()
+    ahead.stop()
+    assert not children()
