@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,16 +11,14 @@ from dicom_xai.config import Compression, Destination, Route
 from dicom_xai.decode.frames import to_frames
 from dicom_xai.decode.geometry import attach, stack
 from dicom_xai.decode.normalize import display, stack_inputs
-from dicom_xai.decode.pixels import decode
-from dicom_xai.decode.planes import planes_of
 from dicom_xai.encode.note import encode_note
 from dicom_xai.encode.objects import Encoded, Planned
 from dicom_xai.encode.results import encode_results
-from dicom_xai.encode.source import Described, describe
 from dicom_xai.errors import StudyError
 from dicom_xai.explain.choose import Choice, choose
 from dicom_xai.explain.heatmap import explain, to_source
 from dicom_xai.explain.served import ServedModel
+from dicom_xai.prepare import Prepared
 from dicom_xai.stages import Deadline, Stage
 from dicom_xai.study import (
     Explanation,
@@ -29,7 +27,6 @@ from dicom_xai.study import (
     Instance,
     Job,
     ObjectKind,
-    PlaneRecord,
     Purpose,
     Volume,
 )
@@ -49,6 +46,8 @@ class Tools:
     ----------
     read : callable
         The bytes of an instance, as stored.
+    prepared : callable
+        What `prepare` makes of each of these instances, perhaps made before; raises StudyError.
     destinations : mapping
         By name; they say how objects are compressed.
     stage : callable
@@ -60,6 +59,7 @@ class Tools:
     """
 
     read: Callable[[Instance], bytes]
+    prepared: Callable[[Sequence[Instance]], Sequence[Prepared]]
     destinations: Mapping[str, Destination]
     stage: Callable[[Stage], AbstractContextManager[None]]
     fix_explainer: Callable[[str], None]
@@ -115,9 +115,11 @@ def run(job: Job, model: ServedModel, deadline: Deadline, tools: Tools) -> Outco
     """
     route = Route.model_validate_json(job.route_json)
     with tools.stage(Stage.DECODE):
-        described: dict[str, Described] = {}
-        frames = tuple(_frames(job, model, tools, described))
-        volume = attach(stack(_planes(frames), model.card.stack_rule), frames)
+        prepared = tools.prepared(job.instances)
+        stacked = stack(
+            (plane for made in prepared for plane in made.planes), model.card.stack_rule
+        )
+        volume = attach(stacked, _frames(job, prepared, model))
         images, placements = stack_inputs(volume.frames, model.card.inputs[0])
     choice = _choose(job, route, model, deadline, tools, len(volume.frames))
     with tools.stage(Stage.INFER):
@@ -139,7 +141,10 @@ def run(job: Job, model: ServedModel, deadline: Deadline, tools: Tools) -> Outco
             volume,
             explanation,
             plan_objects(route, tools.destinations),
-            described,
+            {
+                instance.sop_instance_uid: made.described
+                for instance, made in zip(job.instances, prepared, strict=True)
+            },
             heat_of=_heat_of,
             display_of=_display_of(volume),
         )
@@ -193,24 +198,9 @@ def plan_objects(route: Route, destinations: Mapping[str, Destination]) -> list[
     ]
 
 
-def _frames(
-    job: Job, model: ServedModel, tools: Tools, described: dict[str, Described]
-) -> Iterator[Frame]:
-    """All frames of the unit, and what the results need to know of their instances.
-
-    That the instances agree on whose they are is checked in `encode`.
-    """
-    for instance in job.instances:
-        data = tools.read(instance)
-        decoded = decode(data)
-        described[instance.sop_instance_uid] = describe(data, decoded.header)
-        yield from to_frames(instance, decoded, model.device.torch)
-
-
-def _planes(frames: tuple[Frame, ...]) -> Iterator[PlaneRecord]:
-    headers = {frame.instance.sop_instance_uid: frame for frame in frames}
-    for frame in headers.values():
-        yield from planes_of(frame.instance, frame.header)
+def _frames(job: Job, prepared: Sequence[Prepared], model: ServedModel) -> Iterator[Frame]:
+    for instance, made in zip(job.instances, prepared, strict=True):
+        yield from to_frames(instance, made.decoded, model.device.torch)
 
 
 def _choose(

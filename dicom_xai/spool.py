@@ -130,6 +130,10 @@ class Spool:
         """The bytes of a key; FileNotFoundError when there are none."""
         return self._path(key).read_bytes()
 
+    def open(self, key: str) -> int:
+        """A descriptor of a key's bytes, for reading; FileNotFoundError when there are none."""
+        return os.open(self._path(key), os.O_RDONLY)
+
     def delete(self, key: str) -> None:
         """Forget a key; one that is gone already is no error."""
         self._path(key).unlink(missing_ok=True)

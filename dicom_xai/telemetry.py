@@ -101,6 +101,17 @@ class Metrics:
             ["route", "how"],
             registry=registry,
         )
+        self.decoder_deaths = Counter(
+            "dicom_xai_decoder_deaths_total",
+            "Decoding processes that died, or were killed for taking too long, over an object.",
+            registry=registry,
+        )
+        self.prepared_bytes = Gauge(
+            "dicom_xai_prepared_bytes",
+            "Images decoded and not yet released by a job.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.associations = Gauge(
             "dicom_xai_open_associations",
             "Associations open now.",
@@ -307,6 +318,8 @@ class Event(StrEnum):
     JOB_FAILED = "job-failed"
     JOB_RETRIED = "job-retried"
     LEASE_LOST = "lease-lost"
+    LEDGER_BUSY = "ledger-busy"
+    DECODER_DIED = "decoder-died"
     BUDGET_EXCEEDED = "budget-exceeded"
     MODEL_LOADED = "model-loaded"
     MODEL_REFUSED = "model-refused"

@@ -141,6 +141,25 @@ def _device(text: str) -> str:
     return text
 
 
+class DecodeConfig(Section):
+    """Decoding, in processes that may die."""
+
+    processes: int = Field(
+        0, ge=0, le=64, description="For each worker; 0 takes one for each core, at most 4."
+    )
+    memory_bytes: int = Field(
+        2_000_000_000,
+        ge=1,
+        description="What images decoded ahead of their job may take, for each worker.",
+    )
+    limit_bytes: int = Field(
+        2_147_483_648, ge=1, description="Largest object, decoded to 4 bytes a pixel."
+    )
+    timeout_s: Seconds = Field(
+        30.0, gt=0, le=3600, description="Longest time for one object; then it is given up."
+    )
+
+
 class ServiceConfig(Section):
     """config/dicom-xai.yaml"""
 
@@ -151,6 +170,7 @@ class ServiceConfig(Section):
     devices: tuple[Annotated[str, AfterValidator(_device)], ...] = Field(
         ("auto",), min_length=1, description="auto | cpu | cuda:N; one worker each."
     )
+    decode: DecodeConfig = DecodeConfig()
     routes: Path = Field(description="The routes file.")
     destinations: dict[Name, Destination] = Field(description="By name.")
     telemetry: TelemetryConfig = TelemetryConfig()

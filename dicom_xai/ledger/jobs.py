@@ -34,7 +34,6 @@ from dicom_xai.study import (
     Unit,
 )
 
-
 #: So long a ready unit waits for the process that has prepared its images.
 HOLDER_FIRST_S = 0.1
 

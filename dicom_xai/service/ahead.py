@@ -1,7 +1,7 @@
-"""Instances are prepared as they arrive, in processes that may die, and kept until their job ends.
+"""Instances are prepared as they arrive, in processes that may die, and kept for their job.
 
-What is kept is a cache: losing it, or any of the processes, costs time only. It is bounded in bytes:
-work ahead of any job stops at the limit, and what is prepared for nobody yet makes room for a job
+What is kept is a cache: losing it, or any process, costs time only. It is bounded in bytes: work
+ahead of any job stops at the limit, and what is prepared for nobody yet makes room for a job
 that is being worked on. What a claimed job waits for goes first.
 
 Threads: one for each decoding process; it hands the process one object at a time and waits.
@@ -31,7 +31,7 @@ _TRIES = 2
 #: What was prepared and that no job has asked for since makes room for newer arrivals.
 _KEEP_S = 120.0
 
-#: Opens the stored bytes of an instance for reading; gives a descriptor.
+#: Opens the stored bytes of an instance for reading; gives a descriptor, or raises StudyError.
 OpenStored = Callable[[Instance], int]
 
 
@@ -234,14 +234,9 @@ class Ahead:
             child.end()
 
     def _ask(self, child: _Child, instance: Instance) -> tuple[Prepared, int]:
+        stored = self._open_stored(instance)
         try:
-            stored = self._open_stored(instance)
-        except OSError as error:
-            raise StudyError(
-                f"the bytes of SOP Instance {instance.sop_instance_uid} are gone from the spool"
-            ) from error
-        try:
-            return child.ask(stored)
+            return child.ask(instance, stored)
         finally:
             os.close(stored)
 
@@ -260,11 +255,8 @@ class _Child:
                 stdin=subprocess.DEVNULL,
             )
 
-    def ask(self, stored: int) -> tuple[Prepared, int]:
-        try:
-            socket.send_fds(self._channel, [b"?"], [stored])
-        except ConnectionError as error:
-            raise EOFError from error
+    def ask(self, instance: Instance, stored: int) -> tuple[Prepared, int]:
+        decoder.ask(self._channel, instance, stored)
         made, size_bytes = decoder.take(self._channel)
         assert isinstance(made, Prepared)
         return made, size_bytes

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable
 
 from dicom_xai.errors import DecodeError, StudyError
+from dicom_xai.study import Instance
 
 #: One request or answer on the socket; files travel beside it.
 MESSAGE_BYTES = 8192
@@ -33,33 +34,46 @@ _OWN_BYTES = 4 * 1024**3
 _OK, _FAILED = b"+", b"-"
 
 
-def serve(channel: socket.socket, prepare: Callable[[bytes], object]) -> None:
+def serve(channel: socket.socket, prepare: Callable[[Instance, bytes], object]) -> None:
     """Answer requests until the asker is gone.
 
     Parameters
     ----------
     channel : socket
-        Of kind SOCK_SEQPACKET: a request is any byte with one open file beside it.
+        Of kind SOCK_SEQPACKET: a request is a pickled Instance with its open file beside it.
     prepare : callable
-        What to make of a file's bytes; a StudyError is passed on, anything else ends the process.
+        What to make of an instance and its bytes; a StudyError is passed on, anything else ends
+        the process.
     """
     while True:
-        request, files, _, _ = socket.recv_fds(channel, 1, 1)
+        request, files, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 1)
         if not request:
             return
         try:
             with open(files[0], "rb") as file:
-                answer = _share(prepare(file.read()))
+                answer = _share(prepare(pickle.loads(request), file.read()))
         except StudyError as error:
-            text = f"{type(error).__name__}:{error}".encode()[: MESSAGE_BYTES - 1]
-            socket.send_fds(channel, [_FAILED + text], [])
+            _refuse(channel, type(error), str(error))
         except MemoryError:
             # the limit of this process, not the machine's: see `limit`
-            text = f"{DecodeError.__name__}:it needs more memory than decode.limit_bytes allows"
-            socket.send_fds(channel, [_FAILED + text.encode()], [])
+            _refuse(channel, DecodeError, "it needs more memory than decode.limit_bytes allows")
         else:
             socket.send_fds(channel, [_OK], [answer])
             os.close(answer)
+
+
+def ask(channel: socket.socket, instance: Instance, stored: int) -> None:
+    """The asker's side: hand over an instance and its open file.
+
+    Raises
+    ------
+    EOFError
+        The process is gone.
+    """
+    try:
+        socket.send_fds(channel, [pickle.dumps(instance)], [stored])
+    except ConnectionError as error:
+        raise EOFError from error
 
 
 def take(channel: socket.socket) -> tuple[object, int]:
@@ -87,8 +101,8 @@ def take(channel: socket.socket) -> tuple[object, int]:
         raise EOFError from error
     if answer[:1] == _FAILED:
         name, _, text = answer[1:].decode("utf-8", "replace").partition(":")
-        kinds = {kind.__name__: kind for kind in (StudyError, *StudyError.__subclasses__())}
-        raise kinds.get(name, DecodeError)(text)
+        kinds: list[type[StudyError]] = [StudyError, *StudyError.__subclasses__()]
+        raise {kind.__name__: kind for kind in kinds}.get(name, DecodeError)(text)
     if answer[:1] != _OK or len(files) != 1:
         raise EOFError
     try:
@@ -103,6 +117,11 @@ def limit(decoded_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (room, room))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold patient data
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
+
+
+def _refuse(channel: socket.socket, kind: type[StudyError], reason: str) -> None:
+    text = f"{kind.__name__}:{reason}".encode()
+    socket.send_fds(channel, [_FAILED + text[: MESSAGE_BYTES - 1]], [])
 
 
 def _share(made: object) -> int:
@@ -153,7 +172,7 @@ def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     decoded_bytes = int(sys.argv[2])
     limit(decoded_bytes)
-    serve(channel, lambda data: prepare(data, limit_bytes=decoded_bytes))
+    serve(channel, lambda instance, data: prepare(instance, data, limit_bytes=decoded_bytes))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from dicom_xai.errors import StudyError
 from dicom_xai.explain import EXPLAINERS
 from dicom_xai.explain.served import ServedModel
 from dicom_xai.infer.session import Device
+from dicom_xai.prepare import prepare
 from dicom_xai.route.plan import unit_of
 from dicom_xai.stages import Deadline, Stage
 from dicom_xai.study import Instance, Job, ObjectKind, Per, Priority, Purpose, Sender, Unit
@@ -137,6 +138,7 @@ def run_unit(
     )
     tools = pipeline.Tools(
         read=data.__getitem__,
+        prepared=lambda instances: [prepare(item, data[item]) for item in instances],
         destinations={_FOLDER: _destination()},
         stage=stage,
         fix_explainer=lambda _: None,

@@ -194,6 +194,7 @@ class Receiver:
             context.ledger.ring(
                 "worker" if any(want.fires_at_once for want in wanted) else "receiver"
             )
+            context.ledger.ring("ahead")
 
     def closed(self, transfer: int, how: TransferEnd) -> None:
         """An association ended; the units it held may be complete now."""

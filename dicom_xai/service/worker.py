@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from dicom_xai.explain import EXPLAINERS
 from dicom_xai.explain.cache import CompiledCache
 from dicom_xai.explain.served import ServedModel
 from dicom_xai.infer.session import Device, resolve_device
+from dicom_xai.service.ahead import Ahead
 from dicom_xai.service.role import Context
 from dicom_xai.service.warmup import warm_up
 from dicom_xai.stages import Deadline, Stage
@@ -43,6 +45,10 @@ MAX_ATTEMPTS = 4
 POLL_S = 0.5
 #: First pause after a transient error; doubled for each further attempt.
 RETRY_S = 0.5
+#: At most so many decoding processes, unless the config says another number.
+_DECODING_PROCESSES = 4
+#: So many arrivals are asked for at once.
+_ARRIVALS_AT_ONCE = 500
 #: Weight of the newest measurement in the running estimate of a job's other stages.
 _NEWEST = 0.3
 #: Expected seconds in the outbox and at the destination, until measured elsewhere.
@@ -105,6 +111,15 @@ class Worker:
         self._config = context.config
         self._asked_device = device
         self._models: Mapping[str, ServedModel] = {}
+        decode = self._config.service.decode
+        self._ahead = Ahead(
+            self._open_stored,
+            processes=decode.processes or min(_DECODING_PROCESSES, os.cpu_count() or 1),
+            memory_bytes=decode.memory_bytes,
+            limit_bytes=decode.limit_bytes,
+            timeout_s=decode.timeout_s,
+            on_death=self._note_decoder_death,
+        )
         self._device = Device("cpu")
         self._rest_s: dict[str, float] = {}
         self._bell = context.ledger.listen("worker")
@@ -112,7 +127,9 @@ class Worker:
         self._stopping = threading.Event()
         self._watch: _Watch | None = None
         self._failure: BaseException | None = None
+        self._arrivals = context.ledger.listen("ahead")
         self._loop = threading.Thread(target=self._work_forever, name="worker")
+        self._feeder = threading.Thread(target=self._feed_forever, name="feeder", daemon=True)
         self._watcher = threading.Thread(target=self._watch_forever, name="watcher", daemon=True)
 
     # -------------------------------------------------------------- the role's life
@@ -125,13 +142,16 @@ class Worker:
             for explainer in model.self_tests:
                 warm_up(model, explainer)
         self._report_models()
+        self._ahead.start()
         self._loop.start()
+        self._feeder.start()
         self._watcher.start()
 
     def tick(self) -> None:
         """End the role when its loop has ended."""
         if self._failure is not None:
             raise self._failure
+        self._context.metrics.prepared_bytes.set(self._ahead.held_bytes)
 
     def use(self, config: Config) -> None:
         """Load what is new; keep old models while jobs still name them."""
@@ -148,10 +168,15 @@ class Worker:
     def stop(self, grace_s: float) -> None:
         """Finish the job in hand within the grace time; else its lease runs out."""
         self._stopping.set()
-        self._context.ledger.ring("worker")
+        for bell in ("worker", "ahead"):
+            self._context.ledger.ring(bell)
         if self._loop.is_alive():
             self._loop.join(grace_s)
+        if self._feeder.is_alive():
+            self._feeder.join(grace_s)
+        self._ahead.stop()
         self._bell.close()
+        self._arrivals.close()
 
     def _report_models(self) -> None:
         metrics = self._context.metrics
@@ -179,11 +204,28 @@ class Worker:
             while not self._stopping.is_set():
                 job = self._context.ledger.jobs.claim(LEASE_S)
                 if job is None:
-                    self._bell.wait(POLL_S)
+                    self._bell.wait(self._pause_s())
                 else:
                     self._work(job)
         except BaseException as error:  # noqa: BLE001  # handed to tick, which ends the role
             self._failure = error
+
+    def _pause_s(self) -> float:
+        """Until a job can be claimed, at most `POLL_S`."""
+        at = self._context.ledger.jobs.next_at()
+        return POLL_S if at is None else max(0.002, min(POLL_S, at - self._context.ledger.now()))
+
+    def _feed_forever(self) -> None:
+        """Have what arrives prepared while its unit waits for more."""
+        last = 0
+        while not self._stopping.is_set():
+            try:
+                while arrived := self._context.ledger.jobs.incoming(last, _ARRIVALS_AT_ONCE):
+                    last = arrived[-1][0]
+                    self._ahead.expect([instance for _, instance in arrived])
+            except TransientError as error:
+                self._context.log.exception(Event.LEDGER_BUSY, error)
+            self._arrivals.wait(POLL_S)
 
     def _work(self, job: Job) -> None:
         """One job: done, failed, or given back."""
@@ -208,6 +250,7 @@ class Worker:
             self._retry(job, f"internal error: {type(error).__name__}")
         finally:
             self._watch = None
+            self._ahead.release(job.job_id)
 
     def _retry(self, job: Job, reason: str) -> None:
         delay_s = RETRY_S * 2 ** (job.attempts - 1)
@@ -304,17 +347,9 @@ class Worker:
         name = model.card.name if model is not None else ""
 
         def read(instance: Instance) -> bytes:
-            if not instance.spool_key:
-                raise StudyError(
-                    f"the bytes of SOP Instance {instance.sop_instance_uid} were deleted after "
-                    "spool.keep_days; send the study again"
-                )
-            try:
-                return self._context.spool.read(instance.spool_key)
-            except OSError as error:
-                raise StudyError(
-                    f"the bytes of SOP Instance {instance.sop_instance_uid} are gone from the spool"
-                ) from error
+            stored = self._open_stored(instance)
+            with open(stored, "rb") as file:
+                return file.read()
 
         @contextmanager
         def stage(which: Stage) -> Iterator[None]:
@@ -330,10 +365,36 @@ class Worker:
 
         return pipeline.Tools(
             read=read,
+            prepared=lambda instances: self._ahead.take(watch.job.job_id, instances),
             destinations=self._config.service.destinations,
             stage=stage,
             fix_explainer=fix_explainer,
             rest_s=self._rest_s.get(name, 0.0),
+        )
+
+    def _open_stored(self, instance: Instance) -> int:
+        """A descriptor of an instance's bytes.
+
+        Raises
+        ------
+        StudyError
+            They are gone.
+        """
+        uid = instance.sop_instance_uid
+        if not instance.spool_key:
+            raise StudyError(
+                f"the bytes of SOP Instance {uid} were deleted after spool.keep_days; "
+                "send the study again"
+            )
+        try:
+            return self._context.spool.open(instance.spool_key)
+        except OSError as error:
+            raise StudyError(f"the bytes of SOP Instance {uid} are gone from the spool") from error
+
+    def _note_decoder_death(self, instance: Instance, reason: str) -> None:
+        self._context.metrics.decoder_deaths.inc()
+        self._context.log.error(
+            Event.DECODER_DIED, sop_instance_uid=instance.sop_instance_uid, reason=reason
         )
 
     def _spooled(self, job: Job, item: Encoded) -> Result:

@@ -1,4 +1,4 @@
-"""Objects are prepared in processes that may die, within a bound of memory, the urgent ones first."""
+"""Objects are prepared in processes that may die, within bounds, the urgent ones first."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ class Files:
     def open(self, instance: Instance) -> int:
         self.opened.append(instance.spool_key)
         self.before()
-        return os.open(self._folder / instance.spool_key, os.O_RDONLY)
+        try:
+            return os.open(self._folder / instance.spool_key, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise StudyError("gone from the spool") from error
 
 
 @pytest.fixture
