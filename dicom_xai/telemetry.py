@@ -163,6 +163,37 @@ class Metrics:
             ["role"],
             registry=registry,
         )
+        self.certificate_expiry = Gauge(
+            "dicom_xai_tls_certificate_expiry_seconds",
+            "Unix time until which our TLS certificate is valid; 0 where it is not valid now.",
+            ["use"],
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.tls_refused = Gauge(
+            "dicom_xai_tls_refused_files",
+            "1 while TLS files on disk cannot be used, and those read before serve on.",
+            ["use"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.audit_messages = Counter(
+            "dicom_xai_audit_messages_total",
+            "Audit messages, by whether the trail's file holds them.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.audit_backlog = Gauge(
+            "dicom_xai_audit_backlog_messages",
+            "Audit messages in the file that the collector has not got yet.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.audit_dropped = Counter(
+            "dicom_xai_audit_dropped_total",
+            "Audit messages that left the trail's folder before the collector had them.",
+            registry=registry,
+        )
         self.device = Gauge(
             "dicom_xai_device_info",
             "1 for the device and provider each model really runs on.",
@@ -185,6 +216,8 @@ class Metrics:
                 self.budget_exceeded.labels(route, stage)
         for outcome in ("accepted", "refused"):
             self.config_reloads.labels(outcome)
+        for outcome in ("written", "lost"):
+            self.audit_messages.labels(outcome)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +338,10 @@ class Event(StrEnum):
     ROLE_CRASHED = "role-crashed"
     CONFIG_LOADED = "config-loaded"
     CONFIG_REFUSED = "config-refused"
+    TLS_RENEWED = "tls-renewed"
+    TLS_REFUSED = "tls-refused"  #: the files on disk; those read before serve on
+    AUDIT_LOST = "audit-lost"  #: the trail's file could not be written
+    AUDIT_UNREACHABLE = "audit-unreachable"  #: the collector; the file goes on
     LISTENING = "listening"
     ASSOCIATION_REFUSED = "association-refused"
     INSTANCE_STORED = "instance-stored"
@@ -340,7 +377,7 @@ FIELDS = frozenset(
     study_instance_uid series_instance_uid sop_instance_uid sop_class_uid transfer_syntax_uid
     unit job purpose generation stage trigger kind ordinal reason outcome status attempts delay_s
     elapsed_s budget_s latency_s stages count size_bytes explainer method layer file error backward
-    nodes folder instances priority
+    nodes folder instances priority use
     """.split()
 )
 

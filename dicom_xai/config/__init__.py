@@ -56,6 +56,7 @@ from dicom_xai.config.service import (
     ServiceConfig,
     parse_address,
 )
+from dicom_xai.config.tls import ClientTLS, ListenerTLS, Secret
 from dicom_xai.config.types import (
     SENDER_FACTS,
     nearest,
@@ -66,6 +67,7 @@ __all__ = [
     "SENDER_FACTS",
     "Allowed",
     "Clause",
+    "ClientTLS",
     "Code",
     "Compression",
     "Config",
@@ -74,6 +76,7 @@ __all__ = [
     "IgnoredKind",
     "InputKind",
     "Listener",
+    "ListenerTLS",
     "ModelCard",
     "ModelClass",
     "ModelInput",
@@ -86,6 +89,7 @@ __all__ = [
     "Route",
     "RouteTest",
     "RoutesConfig",
+    "Secret",
     "SendRule",
     "ServiceConfig",
     "StackAttribute",

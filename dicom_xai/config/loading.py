@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,12 @@ from pydantic import (
 from dicom_xai.config.cards import ModelCard
 from dicom_xai.config.reading import Marks, Problem, ProblemsError, S, parse, read_yaml
 from dicom_xai.config.routes import Route, RoutesConfig, TriggerKind
-from dicom_xai.config.service import LedgerConfig, ModelsConfig, ServiceConfig
-from dicom_xai.config.types import (
-    nearest,
-)
+from dicom_xai.config.service import LedgerConfig, ServiceConfig
+from dicom_xai.config.tls import ClientTLS, ListenerTLS
+from dicom_xai.config.types import Section, nearest
+from dicom_xai.errors import ConfigError
 from dicom_xai.study import Per
+from dicom_xai.tls import Credentials
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,16 @@ def load(path: Path) -> tuple[Config, list[Problem]]:
     """
     path = path.resolve()
     errors: list[Problem] = []
+    lint: list[Problem] = []
     service, service_marks = _parse_or_collect(path, ServiceConfig, errors)
     if service is None:
         routes_file, models_folder = _places(path)
     else:
         service = _absolute(service, path.parent)
         routes_file, models_folder = service.routes, service.models.directory
+        of_tls = list(_tls_problems(service, path, service_marks))
+        errors += [problem for problem in of_tls if not problem.is_lint]
+        lint += [problem for problem in of_tls if problem.is_lint]
     cards: dict[str, ModelCard] = {}
     files = sorted(models_folder.glob("*.yaml")) if models_folder else []
     if models_folder and not files:
@@ -68,7 +73,6 @@ def load(path: Path) -> tuple[Config, list[Problem]]:
             errors += _card_problems(card, file, marks)
             cards[card.name] = card
     routes = None
-    lint: list[Problem] = []
     if routes_file:
         routes, routes_marks = _parse_or_collect(routes_file, RoutesConfig, errors)
         names = _Names(
@@ -82,7 +86,7 @@ def load(path: Path) -> tuple[Config, list[Problem]]:
         if routes is not None:
             found = list(_routes_problems(routes, routes_file, routes_marks))
             errors += [problem for problem in found if not problem.is_lint]
-            lint = [problem for problem in found if problem.is_lint]
+            lint += [problem for problem in found if problem.is_lint]
     if service is not None and routes is not None:
         lint += _unused(service, routes, path, service_marks)
     if errors or service is None or routes is None:
@@ -135,20 +139,58 @@ def _marks(path: Path) -> Marks:
 
 
 def _absolute(service: ServiceConfig, folder: Path) -> ServiceConfig:
+    """The same with every path made absolute, the ledger's too."""
+
     def at(path: Path) -> Path:
         return (folder / path).resolve()
 
     url = service.ledger.url
     if url.startswith("sqlite:///") and not url.startswith("sqlite:////"):
         url = f"sqlite:///{at(Path(url.removeprefix('sqlite:///')))}"
-    return service.model_copy(
-        update={
-            "spool": service.spool.model_copy(update={"directory": at(service.spool.directory)}),
-            "models": ModelsConfig(directory=at(service.models.directory)),
-            "routes": at(service.routes),
-            "ledger": LedgerConfig(url=url),
-        }
-    )
+    ledger = LedgerConfig(url=url)
+    return _with_paths(service, at).model_copy(update={"ledger": ledger})
+
+
+def _with_paths(section: S, at: Callable[[Path], Path]) -> S:
+    """A section whose paths, however deep, went through `at`."""
+
+    def moved(value: object) -> object:
+        if isinstance(value, Path):
+            return at(value)
+        if isinstance(value, Section):
+            return _with_paths(value, at)
+        if isinstance(value, tuple):
+            return tuple(map(moved, value))
+        if isinstance(value, dict):
+            return {key: moved(each) for key, each in value.items()}
+        return value
+
+    names = type(section).model_fields
+    return section.model_copy(update={name: moved(getattr(section, name)) for name in names})
+
+
+def _tls_problems(service: ServiceConfig, file: Path, marks: Marks) -> Iterator[Problem]:
+    """Certificates and keys that cannot be used; those of another day are only warned of."""
+    places: list[tuple[tuple[str | int, ...], str, ListenerTLS | ClientTLS | None]] = []
+    for index, listener in enumerate(service.receive.listeners):
+        places.append((("receive", "listeners", index, "tls"), listener.ae_title, listener.tls))
+    for name, destination in service.destinations.items():
+        places.append((("destinations", name, "tls"), name, destination.tls))
+    for place, use, files in places:
+        if files is None:
+            continue
+        position = marks.get(place, (1, 1))
+        if files.is_server:
+            yield Problem(file, *position, "listeners do not speak TLS yet: remove `tls`")
+            continue
+        try:
+            certificate = Credentials(use, files).certificate
+        except ConfigError as error:
+            yield Problem(file, *position, f"{'.'.join(map(str, place))}: {error}")
+            continue
+        if certificate is not None and certificate.problem:
+            message = f"{'.'.join(map(str, place))}: {certificate.problem}"
+            yield Problem(file, *position, message, is_lint=True)
 
 
 def _card_problems(card: ModelCard, file: Path, marks: Marks) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from dicom_xai.config.tls import ClientTLS, ListenerTLS
 from dicom_xai.config.types import (
     AETitle,
     Name,
@@ -31,6 +32,7 @@ class Listener(Section):
     ae_title: AETitle = Field(description="Our AE title on this port; any other is rejected.")
     host: str = Field("127.0.0.1", description="Address to bind.")
     port: Port = Field(description="TCP port; 0 takes a free one (tests).")
+    tls: ListenerTLS | None = Field(None, description="TLS on this port; plain without it.")
 
 
 class Allowed(Section):
@@ -38,6 +40,7 @@ class Allowed(Section):
 
     ae_title: AETitle = Field(description="Calling AE title; `*` for any.")
     network: Network = Field(description="Source network, for example 10.1.2.0/24.")
+    called_ae_title: AETitle = Field("*", description="Our AE title that it may call; `*` any.")
 
 
 class IgnoredKind(StrEnum):
@@ -68,7 +71,13 @@ class ReceiveConfig(Section):
     def _one_listener_for_each_title(self) -> ReceiveConfig:
         """Listeners may share a port; then the called AE title tells them apart."""
         taken: set[tuple[str, int, str]] = set()
+        doors: dict[tuple[str, int], ListenerTLS | None] = {}
         for listener in self.listeners:
+            door = (listener.host, listener.port)
+            if listener.port and doors.setdefault(door, listener.tls) != listener.tls:
+                raise ValueError(
+                    f"listeners on {listener.host}:{listener.port} differ in `tls`: one port, one"
+                )
             key = (listener.host, listener.port, listener.ae_title)
             if listener.port and key in taken:
                 raise ValueError(
@@ -124,6 +133,7 @@ class Destination(Section):
     port: int = Field(ge=1, le=65535, description="Its port.")
     compress: Compression = Field(Compression.NONE, description="none | rle | jpeg (SC only).")
     calling_ae_title: AETitle = Field("DICOM_XAI", description="Our AE title towards it.")
+    tls: ClientTLS | None = Field(None, description="TLS towards it; plain without it.")
 
 
 class TelemetryConfig(Section):

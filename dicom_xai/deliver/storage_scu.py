@@ -49,8 +49,11 @@ from dicom_xai.dimse import (
 )
 from dicom_xai.errors import CannotUnderstandError, DestinationUnavailableError
 from dicom_xai.study import Receipt
+from dicom_xai.tls import Credentials, Rotation, TLSSocket
 
 if TYPE_CHECKING:
+    from ssl import SSLContext
+
     from pynetdicom.association import Association
     from pynetdicom.transport import T_CONNECT, AddressInformation
 
@@ -117,9 +120,23 @@ class _Socket(AssociationSocket):  # type: ignore[misc]
     timeouts; without the closing a connection that never came about leaks its descriptor.
     """
 
-    def __init__(self, assoc: Association, address: AddressInformation, stall_s: float) -> None:
+    def __init__(
+        self,
+        assoc: Association,
+        address: AddressInformation,
+        stall_s: float,
+        tls_args: tuple[SSLContext, str] | None,
+    ) -> None:
         super().__init__(assoc, address=address)
+        self.tls_args = tls_args
         self._stall_s = stall_s
+        self._last: socket.socket | None = None
+
+    @property
+    def tls_problem(self) -> str:
+        """Why TLS failed; empty when it did not."""
+        last = self.socket or self._last
+        return last.problem if isinstance(last, TLSSocket) else ""
 
     def connect(self, primitive: T_CONNECT) -> None:
         """Connect, and set the options before anything is sent."""
@@ -141,6 +158,7 @@ class _Socket(AssociationSocket):  # type: ignore[misc]
 
     def _shutdown_socket(self) -> None:
         if self.socket is not None:
+            self._last = self.socket
             with suppress(OSError):
                 self.socket.shutdown(socket.SHUT_RDWR)
             self.socket.close()
@@ -154,10 +172,13 @@ class _Requestor(AE):  # type: ignore[misc]
         self._stall_s = stall_s
 
     def _create_socket(
-        self, assoc: Association, address: AddressInformation, tls_args: None
+        self,
+        assoc: Association,
+        address: AddressInformation,
+        tls_args: tuple[SSLContext, str] | None,
     ) -> _Socket:
         assoc.dul.daemon = True
-        return _Socket(assoc, address, self._stall_s)
+        return _Socket(assoc, address, self._stall_s, tls_args)
 
 
 class _LostError(Exception):
@@ -178,6 +199,13 @@ class StorageSCU:
     timeouts : Timeouts
     clock : callable
         Monotonic seconds.
+    rotated : callable
+        Told when the files of the destination's `tls` changed on disk.
+
+    Raises
+    ------
+    ConfigError
+        The files of the destination's `tls` cannot be used.
     """
 
     def __init__(
@@ -187,12 +215,15 @@ class StorageSCU:
         contexts: Iterable[Context] = RESULT_CONTEXTS,
         timeouts: Timeouts | None = None,
         clock: Callable[[], float] = time.monotonic,
+        rotated: Callable[[Rotation], None] | None = None,
     ) -> None:
         self.name = name
         self._destination = destination
         self._contexts = dict.fromkeys(contexts)
         self._timeouts = timeouts or Timeouts()
         self._clock = clock
+        files = destination.tls
+        self.credentials = None if files is None else Credentials(name, files, rotated)
         self._association: Association | None = None
         self._socket: socket.socket | None = None
         self._accepted: dict[Context, int] = {}
@@ -326,6 +357,7 @@ class StorageSCU:
                 contexts=contexts,
                 ae_title=self._destination.ae_title,
                 max_pdu=MAX_PDU_BYTES,
+                tls_args=self._tls_args(),
             )
         except OSError as error:  # the host's name has no address
             raise self._unavailable("has no address that can be found") from error
@@ -341,7 +373,16 @@ class StorageSCU:
         }
         self._used_s = self._clock()
 
+    def _tls_args(self) -> tuple[SSLContext, str] | None:
+        """The newest context, and the name that must stand in the peer's certificate."""
+        files = self._destination.tls
+        if self.credentials is None or files is None:
+            return None
+        return self.credentials.context(), files.server_name or self._destination.host
+
     def _why_not(self, association: Association) -> str:
+        if problem := association.dul.socket.tls_problem:
+            return f"was reached, but TLS failed: {problem}"
         if association.is_rejected:
             answer = association.acceptor.primitive
             return f"rejected the association: {answer.result_str}, {answer.reason_str}"

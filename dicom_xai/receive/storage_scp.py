@@ -4,9 +4,9 @@ The order for each object: whole? (`inspect`) -> durable? (`Door.accept`) -> 0x0
 happens on the association's thread. What stands behind the door is the service's matter: this
 module knows neither spool nor ledger.
 
-A peer is checked before anything is agreed with it: the called AE title, then the pair of calling
-AE title and source network, then the limits. A peer that fails gets A-ASSOCIATE-RJ with the reason
-(PS3.8 9.3.4).
+A peer is checked before anything is agreed with it: the called AE title, then calling AE title,
+called AE title and source network together, then the limits. A peer that fails gets A-ASSOCIATE-RJ
+with the reason (PS3.8 9.3.4).
 """
 
 from __future__ import annotations
@@ -137,7 +137,10 @@ class StorageSCP:
         self._on_refused = refused
         self._max_message_bytes = max_message_bytes
         self._gate = Gate(config.max_associations, config.max_per_source)
-        self._allow = [(a.ae_title, ipaddress.ip_network(a.network)) for a in config.allow]
+        self._allow = [
+            (rule.ae_title, rule.called_ae_title, ipaddress.ip_network(rule.network))
+            for rule in config.allow
+        ]
         self._transfers: dict[GuardedAssociation, tuple[int, Sender]] = {}
         self._servers: list[GuardedServer] = []
         self._threads: list[threading.Thread] = []
@@ -238,8 +241,10 @@ class StorageSCP:
     def _is_allowed(self, sender: Sender) -> bool:
         address = ipaddress.ip_address(sender.source_address)
         return any(
-            title in ("*", sender.calling_ae_title) and address in network
-            for title, network in self._allow
+            calling in ("*", sender.calling_ae_title)
+            and called in ("*", sender.called_ae_title)
+            and address in network
+            for calling, called, network in self._allow
         )
 
     def _sender(self, association: GuardedAssociation, priority: int = 0) -> Sender:

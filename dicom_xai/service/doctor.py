@@ -119,6 +119,7 @@ def _destinations(config: Config) -> Iterator[Finding]:
             yield Finding(LOOK, f"destination {name}", f"{where}: {error}")
         else:
             words = f"associated in {timing.associate_s * 1e3:.0f} ms, C-ECHO in "
+            words = f"by TLS {words}" if destination.tls is not None else words
             yield Finding(GOOD, f"destination {name}", f"{where}: {words}{timing.echo_s * 1e3:.0f}")
         finally:
             scu.close()

@@ -34,6 +34,7 @@ from dicom_xai.telemetry import (
     quiet_libraries,
     take_over_logging,
 )
+from dicom_xai.tls import Credentials, Rotation
 
 TICK_S = 1.0
 #: A role that has not ticked for so long is stuck.
@@ -88,6 +89,23 @@ def open_context(config: Config, role: str, registry: Registry, log: Log) -> Con
         metrics=metrics,
         log=log.bind(role=role),
     )
+
+
+def watch_certificate(context: Context, credentials: Credentials) -> None:
+    """Show how long a certificate lasts, and take renewed files without waiting for a peer."""
+    credentials.context()
+    if credentials.certificate is not None:
+        expires_s = credentials.certificate.expires_s
+        context.metrics.certificate_expiry.labels(credentials.use).set(expires_s)
+
+
+def report_rotation(context: Context, rotation: Rotation) -> None:
+    """Say that TLS files changed on disk, and whether they serve."""
+    context.metrics.tls_refused.labels(rotation.use).set(0 if rotation.is_taken else 1)
+    if rotation.is_taken:
+        context.log.info(Event.TLS_RENEWED, use=rotation.use)
+    else:
+        context.log.error(Event.TLS_REFUSED, use=rotation.use, reason=rotation.problem)
 
 
 def ledger_state(ledger: Ledger, spool: Spool) -> LedgerState:

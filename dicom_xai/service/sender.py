@@ -10,6 +10,7 @@ import hashlib
 import random
 import threading
 from collections.abc import Mapping
+from functools import partial
 
 from dicom_xai import dimse, identity
 from dicom_xai.config import Config, Destination
@@ -17,7 +18,7 @@ from dicom_xai.deliver.backoff import delay_s
 from dicom_xai.deliver.storage_scu import StorageSCU
 from dicom_xai.errors import CannotUnderstandError, DestinationUnavailableError, IdentityError
 from dicom_xai.ledger import Outgoing, Triaged
-from dicom_xai.service.role import Context
+from dicom_xai.service.role import Context, report_rotation, watch_certificate
 from dicom_xai.stages import Stage
 from dicom_xai.study import Purpose
 from dicom_xai.telemetry import Event
@@ -52,6 +53,7 @@ class Sender:
         for outlet in self._outlets.values():
             if outlet.failure is not None:
                 raise outlet.failure
+            outlet.watch_certificate()
 
     def use(self, config: Config) -> None:
         """Close the outlets that changed or went, open the new ones."""
@@ -89,7 +91,7 @@ class _Outlet:
         self._context = context
         self._name = name
         self._rng = rng
-        self._scu = StorageSCU(name, destination)
+        self._scu = StorageSCU(name, destination, rotated=partial(report_rotation, context))
         self._failures = 0
         self._open_again_at = 0.0
         self._stopping = threading.Event()
@@ -98,6 +100,10 @@ class _Outlet:
 
     def start(self) -> None:
         self._thread.start()
+
+    def watch_certificate(self) -> None:
+        if self._scu.credentials is not None:
+            watch_certificate(self._context, self._scu.credentials)
 
     def ask_to_stop(self) -> None:
         self._stopping.set()

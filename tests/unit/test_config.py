@@ -13,6 +13,7 @@ from dicom_xai import config
 from dicom_xai.config import (
     Clause,
     Config,
+    ListenerTLS,
     Problem,
     ProblemsError,
     Route,
@@ -26,7 +27,8 @@ from dicom_xai.config import (
 )
 from dicom_xai.errors import ConfigError
 from dicom_xai.study import ObjectKind, Per
-from tests.make.config_files import CARD, ROUTES, SERVICE, Folder
+from tests.make.certificates import Authority
+from tests.make.config_files import CARD, HERE, ROUTES, SERVICE, Folder
 
 REPO = Path(__file__).parents[2]
 
@@ -606,3 +608,82 @@ def test_an_address_written_otherwise_is_refused(text: str) -> None:
 
 def test_the_examples_that_these_tests_spoil_are_whole() -> None:
     assert "§" not in SERVICE + ROUTES + CARD
+
+
+# ------------------------------------------------------------------ TLS
+
+
+def with_tls(folder: Folder, tls: str) -> None:
+    """Give the destination a `tls` section, in the line that it has."""
+    folder.spoil("dicom-xai.yaml", "port: 4242}", f"port: 4242, {HERE}tls: {tls}}}")
+
+
+def test_paths_of_certificates_are_relative_to_the_file(folder: Folder) -> None:
+    authority = Authority(folder.path / "tls")
+    authority.sign("us")
+    with_tls(folder, "{ca: tls/ca.pem, certificate: tls/us.pem, private_key: tls/us.key}")
+    tls = loaded(folder).service.destinations["pacs"].tls
+    assert tls is not None
+    assert (tls.ca, tls.private_key) == (authority.ca, folder.path / "tls/us.key")
+
+
+def test_tls_files_that_cannot_be_used_are_errors_where_they_are_named(folder: Folder) -> None:
+    Authority(folder.path / "tls")
+    with_tls(folder, "{ca: tls/ca.pem, certificate: tls/ca.pem, private_key: tls/no.key}")
+    (problem,) = problems_of(folder)
+    assert [(problem.file.name, problem.line, problem.column)] == folder.marks()
+    assert "destinations.pacs.tls: " in problem.message
+    assert "no.key: No such file" in problem.message
+
+
+def test_an_expired_certificate_is_a_warning(folder: Folder) -> None:
+    Authority(folder.path / "tls").sign("us", first_day=-9, last_day=-2)
+    with_tls(folder, "{ca: tls/ca.pem, certificate: tls/us.pem, private_key: tls/us.key}")
+    assert any("has expired" in problem.message for problem in lint_of(folder))
+
+
+@pytest.mark.parametrize(
+    ("tls", "words"),
+    [
+        ("{}", "tls.ca is missing"),
+        ("{ca: a, certificate: b}", "go together"),
+        ("{ca: a, private_key_password: {file: a, variable: B}}", "in one of the two"),
+        ("{ca: a, private_key_password: {variable: 'A B'}}", "should match pattern"),
+        ("{ca: a, minimum_version: TLSv1}", "unknown key 'minimum_version'"),
+    ],
+)
+def test_a_tls_section_that_says_half_is_refused(folder: Folder, tls: str, words: str) -> None:
+    with_tls(folder, tls)
+    assert words in problems_of(folder)[0].message
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "`ca` is missing"),
+        (
+            {"require_client_certificate": False, "ae_titles_by_certificate": {"ct": ("CT",)}},
+            "proves nothing",
+        ),
+    ],
+)
+def test_a_listener_that_asks_for_proof_must_be_able_to_check_it(
+    fields: dict[str, object], words: str
+) -> None:
+    values = {"certificate": "a", "private_key": "b", **fields}
+    with pytest.raises(ValidationError, match=words):
+        ListenerTLS.model_validate(values)
+
+
+@pytest.mark.promise("N10")
+def test_a_certificate_may_be_used_under_its_own_ae_titles_only() -> None:
+    files = {"certificate": "a", "private_key": "b", "ca": "c"}
+    anybody = ListenerTLS.model_validate(files)
+    tied = ListenerTLS.model_validate(
+        {**files, "ae_titles_by_certificate": {"ct-1": ("CT1", "CT1B")}}
+    )
+    assert anybody.allows(("ct-2",), "CT1")
+    assert tied.allows(("other", "ct-1"), "CT1B")
+    assert not tied.allows(("ct-1",), "CT2")
+    assert not tied.allows(("ct-2",), "CT1")
+    assert not tied.allows((), "CT1")

@@ -105,7 +105,7 @@ def test_every_metric_is_ours_and_named_after_noun_and_unit(registry: CollectorR
 def test_no_label_can_hold_what_a_sender_says(registry: CollectorRegistry) -> None:
     metrics = vars(Metrics(CollectorRegistry())).values()
     labels = {label for metric in metrics for label in getattr(metric, "_labelnames", ())}
-    closed = {"stage", "model", "route", "priority", "how", "outcome", "reason", "kind"}
+    closed = {"stage", "model", "route", "priority", "how", "outcome", "reason", "kind", "use"}
     assert labels <= closed | {"destination", "role", "device", "provider", "explainer"}
 
 

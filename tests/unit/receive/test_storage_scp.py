@@ -206,6 +206,7 @@ def test_a_wrong_called_ae_title_is_rejected_with_that_reason() -> None:
     assert (reason, sender.called_ae_title) == ("called-ae", "SOMEBODY")
 
 
+@pytest.mark.promise("N11")
 @pytest.mark.parametrize(
     ("allow", "may_come"),
     [
@@ -228,6 +229,25 @@ def test_calling_ae_title_and_network_must_match_as_a_pair(
             answer = assoc.acceptor.primitive
             assert (answer.result, answer.result_source, answer.diagnostic) == (1, 1, 3)
             assert door.reasons() == ["not-allowed"]
+
+
+@pytest.mark.promise("N11")
+def test_each_called_ae_title_has_its_own_rules() -> None:
+    listeners = tuple({"ae_title": title, "host": HOST, "port": 0} for title in ("ROUTINE", "STAT"))
+    allow = (
+        Allowed(ae_title="SENDER", network="127.0.0.0/8", called_ae_title="STAT"),
+        Allowed(ae_title="OTHER", network="127.0.0.0/8"),
+    )
+    asked = [("SENDER", "ROUTINE"), ("SENDER", "STAT"), ("OTHER", "ROUTINE"), ("OTHER", "STAT")]
+    door = Shelf()
+    with listening(door, listeners=listeners, allow=allow) as scp:
+        ports = dict(zip(("ROUTINE", "STAT"), scp.ports, strict=True))
+        answers = []
+        for calling, called in asked:
+            with associated(ports[called], calling=calling, called=called) as assoc:
+                answers.append(bool(assoc.is_established))
+    assert answers == [False, True, True, True]
+    assert door.reasons() == ["not-allowed"]
 
 
 @pytest.mark.parametrize(
