@@ -8,7 +8,8 @@
         layouts                     positions.py  where on the image a tensor's elements lie
       select.choose                 select.py     which class: target, seed, or the best k
       METHODS                       methods/      from gradients to maps; rerun.py for many images
-      pull_back                     backward.py   the walk; expand.py for operators without a rule
+      pull_back                     backward.py   the walk; expand.py for operators without a rule,
+                                                  stretch.py where most of a cotangent is zero
         GRADIENT, GUIDED, ...       rules/        one function per operator
         Graph, Tensor               emit.py       writes the nodes; fusion.py keeps kernels fused
       check_untouched               check.py      the vendor's part is byte for byte the vendor's

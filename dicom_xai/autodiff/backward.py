@@ -11,13 +11,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from inspect import signature
-from operator import add
 
 import onnx
 
 from .call import Call, Rule, Rules
 from .emit import Graph, Tensor, UnknownShapeError, attributes_of, is_float
 from .expand import renamed
+from .stretch import narrowed, summed
 
 
 def pull_back(
@@ -118,12 +118,11 @@ def visit(
     try:
         if rule is None:
             return expanded(call, arriving, reached, rules)
-        given = rule(call, *understood(call, rule, arriving))
+        grads = on_stretch(call, rule, arriving) or on_whole(call, rule, arriving)
     except UnknownShapeError as error:
         raise call.refuse(
             f"the size of tensor {error} must be fixed; only the batch may be free in the export"
         ) from error
-    grads = (given,) if isinstance(given, Tensor) or given is None else tuple(given)
     for index, name in enumerate(node.input):
         if name in reached and (index >= len(grads) or grads[index] is None):
             raise call.refuse(
@@ -132,6 +131,26 @@ def visit(
             )
     pairs = zip(node.input, grads, strict=False)
     return [(name, g) for name, g in pairs if g is not None and name in reached]
+
+
+def on_whole(call: Call, rule: Rule, arriving: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """What the rule gives, one per input."""
+    given = rule(call, *understood(call, rule, arriving))
+    return [given] if isinstance(given, Tensor) or given is None else list(given)
+
+
+def on_stretch(
+    call: Call, rule: Rule, arriving: Sequence[Tensor | None]
+) -> list[Tensor | None] | None:
+    """The same where all but a stretch of the cotangent is zero; None where it is not."""
+    narrow = narrowed(call, arriving)
+    if narrow is None:
+        return None
+    part, g, restored = narrow
+    return [
+        given and restored(index, fit(given, part.input(index)))
+        for index, given in enumerate(on_whole(part, rule, [g]))
+    ]
 
 
 def understood(
@@ -189,7 +208,7 @@ def total(pending: dict[str, list[Tensor]], name: str) -> Tensor | None:
     """Everything that arrived at a tensor; stays there for whoever asks next."""
     if not pending.get(name):
         return None
-    pending[name] = [reduce(add, pending[name])]
+    pending[name] = [reduce(summed, pending[name])]
     return pending[name][0]
 
 

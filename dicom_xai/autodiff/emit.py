@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,15 @@ class Tensor:
         return self.graph.op("Slice", self, ints([start]), ints([stop]), ints([axis]), ints([step]))
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """What a tensor holds besides zeros: `inner`, at the places `taken` of one axis."""
+
+    inner: Tensor
+    axis: int
+    taken: range
+
+
 class UnknownShapeError(Exception):
     """A rule asked for a size that is not static; the walk turns it into a refusal."""
 
@@ -219,6 +229,8 @@ class Graph:
     ----------
     forward : list of onnx.NodeProto
         The model's nodes for the walk: functions that are spelled out are one node.
+    stretches : dict of str to Stretch
+        Tensors that are known to be zero elsewhere, by name.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -231,6 +243,7 @@ class Graph:
         self.prefix = free_prefix(model)
         self._written: dict[Any, tuple[Tensor, ...]] = {}
         self._makers: dict[str, onnx.NodeProto] = {}
+        self.stretches: dict[str, Stretch] = {}
         self._constants: dict[Any, Tensor] = {}
 
     def tensor(self, name: str) -> Tensor:

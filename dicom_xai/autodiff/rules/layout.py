@@ -7,7 +7,7 @@ from itertools import zip_longest
 import numpy as np
 
 from ..call import Call, Cotangents, Rules
-from ..emit import INT64_MAX, INT64_MIN, Tensor, UnknownShapeError
+from ..emit import INT64_MAX, INT64_MIN, Stretch, Tensor, UnknownShapeError
 
 
 def reshape(n: Call, g: Tensor) -> Cotangents:
@@ -81,9 +81,12 @@ def place(g: Tensor, axis: int, taken: range, size: int) -> Tensor:
         wide = graph.concat([wide, zeros(wide, {axis + 1: taken.step - 1})], axis + 1)
         g = merged(wide, axis).slice(axis, 0, taken[-1] - taken[0] + 1)
     parts = [(taken[0], None), (0, g), (size - 1 - taken[-1], None)]
-    return graph.concat(
+    found = graph.concat(
         [t or zeros(g, {axis: count}) for count, t in parts if t is not None or count], axis
     )
+    if g.shape[axis] != size:
+        graph.stretches[found.name] = Stretch(g, axis, range(taken[0], taken[-1] + 1))
+    return found
 
 
 def merged(x: Tensor, axis: int) -> Tensor:

@@ -13,8 +13,9 @@ from onnx import TensorProto, helper
 
 from dicom_xai.autodiff import BySeed, ByTarget, Compiled, TopClasses, compile
 from dicom_xai.autodiff.check import check_untouched
+from dicom_xai.autodiff.prepare import Facts
 from dicom_xai.errors import ConfigError, InvariantError, UnsupportedOperatorError
-from tests.make.networks import DenseNet, ResNet, exported, image, seeded
+from tests.make.networks import DenseNet, ResNet, ViT, exported, image, seeded
 
 CLOSE = 1e-5
 """Relative to the largest value: float32 sums over a few hundred products, in another order."""
@@ -263,6 +264,19 @@ def test_a_batch_norm_before_an_activation_costs_the_backward_no_pass_of_its_own
     assert len(masks) == len(relus)
     # One product per mask; the last norm alone is not before a convolution.
     assert [masks.isdisjoint(node.input) for node in products].count(True) == 1
+
+
+@pytest.mark.parametrize(("exporter", "opset"), [("torchscript", 13), ("dynamo", 20)])
+def test_behind_the_last_attention_only_the_class_token_is_differentiated(
+    exporter: str, opset: int
+) -> None:
+    plain = exported(seeded(ViT()), image(2, 1, 32, 32), exporter, opset)
+    compiled = compile(plain)
+    facts = Facts(compiled.model)
+    made = [node for node in compiled.model.graph.node if node.name in compiled.report.backward]
+    bent = [facts.shape(node.output[0]) for node in made if node.op_type in ("Erf", "Exp")]
+    assert bent
+    assert {shape[1] for shape in bent if shape} == {1}
 
 
 def test_no_new_node_is_of_a_kind_that_providers_lag_behind(model: onnx.ModelProto) -> None:
