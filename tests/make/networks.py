@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import onnx
 import torch
@@ -440,6 +441,7 @@ def exported(
     dynamic_batch: bool = True,
     names: Sequence[str] = ("scores",),
     free: Sequence[int] = (),
+    beside: Mapping[str, torch.Tensor] = MappingProxyType({}),
 ) -> onnx.ModelProto:
     """A network as ONNX, by torch's new exporter or its old one.
 
@@ -458,26 +460,31 @@ def exported(
         Names of the outputs.
     free : sequence of int
         Further axes of the image that are left free; the old exporter only.
+    beside : mapping of str to torch.Tensor
+        What the network takes beside the image, in its order.
     """
     if exporter not in EXPORTERS:
         raise ValueError(f"exporter is {exporter!r}; one of {EXPORTERS} is needed")
-    axes = {name: {0: "batch"} for name in ("image", *names)} if dynamic_batch else None
+    given, inputs = (x, *beside.values()), ["image", *beside]
+    axes = {name: {0: "batch"} for name in (*inputs, *names)} if dynamic_batch else None
     if axes is not None:
         axes["image"].update((axis, f"size_{axis}") for axis in free)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if exporter == "dynamo":
             program = torch.onnx.export(
-                network, (x,), dynamo=True, opset_version=opset, verbose=False,
-                input_names=["image"], output_names=list(names),
-                dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic_batch else None,
+                network, given, dynamo=True, opset_version=opset, verbose=False,
+                input_names=inputs, output_names=list(names),
+                dynamic_shapes=({0: torch.export.Dim("batch")},) * len(given)
+                if dynamic_batch
+                else None,
             )  # fmt: skip
             assert program is not None
             return program.model_proto
         file = io.BytesIO()
         torch.onnx.export(
-            network, (x,), file, dynamo=False, opset_version=opset,
-            input_names=["image"], output_names=list(names),
+            network, given, file, dynamo=False, opset_version=opset,
+            input_names=inputs, output_names=list(names),
             dynamic_axes=axes,
         )  # fmt: skip
         return onnx.load_from_string(file.getvalue())
