@@ -87,8 +87,12 @@ def dependents(graph: Graph, nodes: Iterable[onnx.NodeProto], sources: set[str])
 
 
 def reads(node: onnx.NodeProto) -> list[str]:
-    """What a node depends on: its inputs, and what its branches take from around them."""
-    names = [name for name in node.input if name]
+    """What a node depends on: its inputs, and what its branches take from around them.
+
+    CastLike's second input only tells a type.
+    """
+    inputs = node.input[:1] if node.op_type == "CastLike" else node.input
+    names = [name for name in inputs if name]
     for item in node.attribute:
         for graph in [item.g, *item.graphs] if item.HasField("g") or item.graphs else []:
             names.extend(name for inner in graph.node for name in reads(inner))

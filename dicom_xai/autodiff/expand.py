@@ -55,8 +55,37 @@ def body_of(
         functions=model.functions,
         ir_version=model.ir_version,
     )
+    if "" in node.input:
+        # The inliner asks for the type of every input, also of one that is left out.
+        alone.graph.value_info.append(helper.make_value_info("", onnx.TypeProto()))
     key = (node.domain, node.op_type)
-    return inliner.inline_selected_functions(alone, [key], inline_schema_functions=True).graph
+    body = inliner.inline_selected_functions(alone, [key], inline_schema_functions=True).graph
+    if key == ("", "Attention") and any(node.input[3:]):
+        guard_blind_rows(body)
+    return body
+
+
+def guard_blind_rows(body: onnx.GraphProto) -> None:
+    """Give weights of 0 to a query whose mask lets it see nothing, as runtimes and torch do.
+
+    The schema's body divides 0 by 0 there, and not a number would spread to every key.
+    """
+    make = helper.make_node
+    nodes = list(body.node)
+    (index,) = (i for i, node in enumerate(nodes) if node.op_type == "Softmax")
+    scores, weights = nodes[index].input[0], nodes[index].output[0]
+    nodes[index : index + 1] = [
+        make("Constant", [], ["blind_axis"], value_ints=[-1]),
+        make("ReduceMax", [scores, "blind_axis"], ["blind_top"]),
+        make("IsInf", ["blind_top"], ["is_blind"], detect_positive=0),
+        make("Constant", [], ["blind_number"], value_float=0.0),
+        make("CastLike", ["blind_number", scores], ["blind_zero"]),
+        make("Where", ["is_blind", "blind_zero", scores], ["seeing_scores"]),
+        make("Softmax", ["seeing_scores"], ["seeing_weights"], axis=-1),
+        make("Where", ["is_blind", "blind_zero", "seeing_weights"], [weights]),
+    ]
+    del body.node[:]
+    body.node.extend(nodes)
 
 
 def has_body(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
