@@ -8,6 +8,7 @@ import torch
 from captum.attr import (
     LRP,
     Deconvolution,
+    GradientShap,
     GuidedBackprop,
     GuidedGradCam,
     InputXGradient,
@@ -18,7 +19,7 @@ from captum.attr import (
 from captum.attr import IntegratedGradients as CaptumIntegratedGradients
 from captum.attr._utils.lrp_rules import EpsilonRule
 
-from dicom_xai.autodiff import IntegratedGradients, LayerwiseRelevance
+from dicom_xai.autodiff import ExpectedGradients, IntegratedGradients, LayerwiseRelevance
 from tests.contract.judged import (
     NAMES,
     TARGET,
@@ -30,7 +31,7 @@ from tests.contract.judged import (
     judged,
     over_channels,
 )
-from tests.make.networks import seeded
+from tests.make.networks import image, seeded
 
 # What captum says whenever it rewires ReLU, and whenever an image has no gradient yet.
 pytestmark = [
@@ -71,6 +72,28 @@ def test_integrated_gradients_and_their_residual_are_captums(
     residual = (gap.abs() / rise.abs()).detach().numpy()
     # Both are small differences of sums: what rounding leaves is relative to the sums.
     assert np.abs(found["completeness_residual"][:, 0] - residual).max() <= 1e-4
+
+
+def test_expected_gradients_are_what_captums_samples_scatter_around(case: Judged) -> None:
+    # captum draws a background and a place for each sample, so that only means can be compared:
+    # eight of them, whose scatter says how far their own mean may lie from the expectation.
+    backgrounds = image(6, *case.x.shape[1:], seed=9)
+    means = []
+    for seed in range(8):
+        np.random.seed(seed)
+        shap = GradientShap(case.network).attribute(
+            case.x, backgrounds, n_samples=200, stdevs=0.0, target=TARGET
+        )
+        means.append(over_channels(shap).detach().numpy())
+    wanted, error = np.mean(means, 0), np.std(means, 0, ddof=1) / len(means) ** 0.5
+    found = case.map(ExpectedGradients(np.repeat(backgrounds.numpy(), 130, 0)))
+
+    def size(x: np.ndarray) -> float:
+        return float(np.sqrt((x**2).mean()))
+
+    assert size(error) <= 0.05 * size(wanted)
+    # 1 for an exact map; ours is of 780 samples, captum's mean of 1600.
+    assert size(found - wanted) <= 2 * size(error)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -27,6 +28,7 @@ from tests.contract.judged import (
     judged,
     over_channels,
 )
+from tests.make.networks import exported
 from tests.make.standins import stand_ins
 
 with stand_ins():
@@ -133,6 +135,16 @@ SHIPPED: dict[str, tuple[LayerwiseRelevance, Callable[[], Composite]]] = {
 def test_a_composite_is_zennits(case: Judged, name: str) -> None:
     method, composite = SHIPPED[name]
     assert_close(case.map(method), zennits(case, composite()), CLOSE)
+
+
+@pytest.mark.parametrize("name", ["pooled-2d", "pooled-3d"])
+def test_a_normalisation_that_the_export_left_alone_is_zennits_merged_one(name: str) -> None:
+    case = judged(name)
+    plain = exported(case.network, case.x, "torchscript", 17, folds=False)
+    assert any(node.op_type == "BatchNormalization" for node in plain.graph.node)
+    found = replace(case, plain=plain).map(LayerwiseRelevance("epsilon"))
+    # The normalisation's own denominator is moved by 1e-6 too, which one near 0 feels.
+    assert_close(found, zennits(case, of_layers((types.Linear, rules.Epsilon()))), 1e-2)
 
 
 @cache

@@ -14,6 +14,7 @@ from types import MappingProxyType
 import onnx
 import torch
 from torch import nn
+from torch.onnx import TrainingMode
 
 EXPORTERS = ("dynamo", "torchscript")
 
@@ -442,6 +443,7 @@ def exported(
     names: Sequence[str] = ("scores",),
     free: Sequence[int] = (),
     beside: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    folds: bool = True,
 ) -> onnx.ModelProto:
     """A network as ONNX, by torch's new exporter or its old one.
 
@@ -462,6 +464,9 @@ def exported(
         Further axes of the image that are left free; the old exporter only.
     beside : mapping of str to torch.Tensor
         What the network takes beside the image, in its order.
+    folds : bool
+        Whether normalisations go into the convolutions before them; the old exporter can leave
+        them alone.
     """
     if exporter not in EXPORTERS:
         raise ValueError(f"exporter is {exporter!r}; one of {EXPORTERS} is needed")
@@ -484,7 +489,7 @@ def exported(
         file = io.BytesIO()
         torch.onnx.export(
             network, given, file, dynamo=False, opset_version=opset,
-            input_names=inputs, output_names=list(names),
-            dynamic_axes=axes,
+            input_names=inputs, output_names=list(names), dynamic_axes=axes,
+            training=TrainingMode.EVAL if folds else TrainingMode.PRESERVE,
         )  # fmt: skip
         return onnx.load_from_string(file.getvalue())
