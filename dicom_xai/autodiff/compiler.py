@@ -18,6 +18,7 @@ from .layers import (
     explained_scores,
     image_input,
     is_homogeneous,
+    is_nonnegative,
     is_pooled_linear,
     target_layer,
 )
@@ -30,7 +31,7 @@ from .methods import (
 from .methods.question import Question
 from .select import ByTarget, Chosen, Scores, Selection
 
-COMPILER_VERSION = "3"
+COMPILER_VERSION = "4"
 """Changes whenever a compiled file could; part of the key under which compiled files are kept."""
 
 ATTRIBUTION = "attribution"
@@ -139,6 +140,12 @@ def compile(
             f"{way.name} is defined where the score is the layer's mean through one linear map, "
             f"which this model's is not; use grad-cam"
         )
+    if way.sums_over_channels and where is not None and where.seen_through:
+        raise ConfigError(
+            f"{way.name} is 0 but for rounding at layer {where.tensor.name!r}: the score sees it "
+            f"through a normalisation over channels alone, before which activation times gradient "
+            f"sums to 0; name the normalisation's output, {where.seen_through!r}"
+        )
     chosen = select.choose(graph, scores)
     ends = outputs(way, [Question(graph, scores, seed, picture, where) for seed in chosen.seeds])
     if chosen.classes is not None:
@@ -146,6 +153,7 @@ def compile(
     compiled, added = assemble(graph, chosen, ends, picture)
     check_untouched(model, compiled)
     looked_at = where.tensor if where is not None and way.looks_at == "layer" else picture
+    is_signed = where is not None and not is_nonnegative(graph, where.tensor.name)
     report = Report(
         method=way.name,
         output=scores.tensor.name,
@@ -153,7 +161,7 @@ def compile(
         layer_shape=looked_at.shape,
         backward=tuple(node.name for node in added),
         equals=equal_methods(graph, way, scores, picture, is_linear=is_linear),
-        warnings=way.warnings,
+        warnings=way.warnings + (way.warnings_when_signed if is_signed else ()),
     )
     return Compiled(compiled, report)
 

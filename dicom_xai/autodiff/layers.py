@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 from ..errors import ConfigError
@@ -99,12 +100,37 @@ def image_input(graph: Graph, name: str | None) -> Tensor:
     )
 
 
+NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
+"""Over the channels of each position."""
+
+NONNEGATIVE = frozenset(
+    {"Relu", "Sigmoid", "HardSigmoid", "Softplus", "Softmax", "Exp", "Abs", "Sqrt"}
+)
+KEEPING_SIGN = frozenset(
+    {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Identity", "Dropout", "Cast",
+     "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Concat", "Add",
+     "Sum", "Mul", "Max"}
+)  # fmt: skip
+"""Operators that give no negative number where none goes in."""
+
+
 @dataclass(frozen=True)
 class Layer:
-    """A tensor that a CAM method looks at, and where its positions are."""
+    """A tensor that a CAM method looks at, and where its positions are.
+
+    Attributes
+    ----------
+    tensor : Tensor
+    layout : Layout
+    seen_through : str
+        Output of the normalisation over channels through which alone the score sees the positions,
+        empty where there is none: the gradient before it is at right angles to the activation, so
+        that their products sum to 0 over the channels of every position.
+    """
 
     tensor: Tensor
     layout: Layout
+    seen_through: str = ""
 
 
 def target_layer(graph: Graph, scores: Scores, image: Tensor, layer: str) -> Layer:
@@ -117,9 +143,9 @@ def target_layer(graph: Graph, scores: Scores, image: Tensor, layer: str) -> Lay
     image : Tensor
     layer : str
         A tensor's name, a node's name, or ``auto``: the last tensor that has positions and that
-        everything passes through before it is pooled. Of a transformer with a class token, the
-        last such tensor before an attention. Of a segmentation, the last one on the coarsest grid
-        (Seg-Grad-CAM's bottleneck).
+        everything passes through before it is pooled. Of a transformer with a class token, what
+        the last attention reads: the output of the normalisation before it. Of a segmentation, the
+        last one on the coarsest grid (Seg-Grad-CAM's bottleneck).
 
     Raises
     ------
@@ -137,6 +163,8 @@ def target_layer(graph: Graph, scores: Scores, image: Tensor, layer: str) -> Lay
             "no tensor whose positions on the image can be followed lies before the pooled "
             "features; name the layer to explain, or use a method that explains the input"
         )
+    while after := seen_through(graph, scores, known, name):
+        name = after
     return Layer(graph.tensor(name), known[name])
 
 
@@ -151,7 +179,7 @@ def named_layer(graph: Graph, scores: Scores, known: dict[str, Layout], layer: s
         raise ConfigError(f"positions cannot be followed to layer {layer!r}; name another")
     if scores.tensor.name not in dependents(graph, graph.forward, {name}):
         raise ConfigError(f"the explained score does not depend on layer {layer!r}; name another")
-    return Layer(graph.tensor(name), known[name])
+    return Layer(graph.tensor(name), known[name], seen_through(graph, scores, known, name))
 
 
 def path(graph: Graph, source: str, end: str) -> list[onnx.NodeProto]:
@@ -212,6 +240,71 @@ def coarsest(
             if count is not None and (size is None or count <= size):
                 best, size = name, count
     return best
+
+
+def seen_through(graph: Graph, scores: Scores, known: dict[str, Layout], name: str) -> str:
+    """The normalisation over channels through which alone the score sees a tensor's positions.
+
+    What goes past it (a shortcut) must be kept position by position until all but the class tokens
+    is dropped. Empty where there is no such normalisation.
+    """
+    nodes, rank = path(graph, name, scores.tensor.name), graph.tensor(name).rank
+    norms = [
+        node
+        for node in nodes
+        if node.op_type in NORMS
+        and node.input[0] == name
+        and known[name].channel == rank - 1 == attributes_of(node).get("axis", -1) % rank
+    ]
+    if len(norms) != 1:
+        return ""
+    past = {name}
+    for node in nodes:
+        if node is norms[0] or past.isdisjoint(node.input):
+            continue
+        if node.output[0] in known and node.output[0] != scores.tensor.name:
+            past.add(node.output[0])
+        elif not takes_class_tokens(graph, node, known.get(node.input[0])):
+            return ""
+    return str(norms[0].output[0])
+
+
+def takes_class_tokens(graph: Graph, node: onnx.NodeProto, layout: Layout | None) -> bool:
+    """Whether a node keeps nothing but tokens before the grid."""
+    if layout is None or not layout.prefix:
+        return False
+    values = [graph.facts.constant(name) for name in node.input[1:] if name]
+    if any(value is None for value in values):
+        return False
+    numbers = [np.ravel(value).tolist() for value in values if value is not None]
+    if node.op_type == "Gather" and attributes_of(node).get("axis", 0) == layout.token:
+        return all(0 <= number < layout.prefix for number in numbers[0])
+    if node.op_type == "Slice" and len(numbers) > 2:
+        rank = graph.tensor(node.input[0]).rank
+        return any(
+            axis % rank == layout.token and start >= 0 and 0 < end <= layout.prefix
+            for start, end, axis in zip(*numbers[:3], strict=True)
+        )
+    return False
+
+
+def is_nonnegative(graph: Graph, name: str) -> bool:
+    """Whether a tensor of the model holds no negative number, whatever the image."""
+    makers = {item: node for node in graph.forward for item in node.output}
+    node = makers.get(name)
+    if node is None:
+        value = graph.facts.constant(name) if graph.facts.has(name) else None
+        return value is not None and min(np.ravel(value).tolist(), default=0) >= 0
+    if node.op_type == "Clip":
+        low = graph.facts.constant(node.input[1]) if len(node.input) > 1 and node.input[1] else None
+        return low is not None and float(low) >= 0
+    if node.op_type == "FusedConv":
+        return attributes_of(node).get("activation") in NONNEGATIVE
+    count = 1 if node.op_type in ("Reshape", "Slice", "Split") else len(node.input)
+    return node.op_type in NONNEGATIVE or (
+        node.op_type in KEEPING_SIGN
+        and all(is_nonnegative(graph, item) for item in node.input[:count])
+    )
 
 
 def is_pooled_linear(graph: Graph, layer: Layer, scores: Scores) -> bool:

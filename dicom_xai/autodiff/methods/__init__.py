@@ -33,7 +33,8 @@ ONE_COMPONENT = (
 )
 CLASSLESS = "the map is the same for every class"
 SIGNED_SUM = (
-    "channels with a negative sum turn their weight's sign round; a layer after Relu is safe"
+    "this layer holds negative numbers: channels whose sum is negative turn their weight's sign "
+    "round; a layer after Relu is safe"
 )
 
 FromLayer = Callable[[Tensor, Tensor], Tensor]
@@ -73,14 +74,17 @@ METHODS = MappingProxyType(
             Method("grad-cam++", "layer", at_layer(cam.grad_cam_plus_plus)),
             Method(
                 "xgrad-cam", "layer", at_layer(cam.xgrad_cam), others("xgrad-cam"),
-                warnings=(SIGNED_SUM,),
+                warnings_when_signed=(SIGNED_SUM,),
             ),
-            Method("hires-cam", "layer", at_layer(cam.hires_cam), others("hires-cam")),
+            Method(
+                "hires-cam", "layer", at_layer(cam.hires_cam), others("hires-cam"),
+                sums_over_channels=True,
+            ),
             Method("layer-cam", "layer", at_layer(cam.layer_cam)),
             Method("eigen-cam", "layer", eigen_cam, warnings=(CLASSLESS, ONE_COMPONENT)),
             Method(
                 "eigengrad-cam", "layer", at_layer(cam.eigen_grad_cam, cam.eigen_grad_share),
-                warnings=(ONE_COMPONENT,),
+                sums_over_channels=True, warnings=(ONE_COMPONENT,),
             ),
             Method("saliency", "image", gradient.saliency),
             Method(

@@ -107,8 +107,13 @@ class Method:
         The same, where every activation between image and score is linear on either side of 0.
     needs_pooled_linear : bool
         Whether the method is defined for such models only.
+    sums_over_channels : bool
+        Whether the map is, or takes its sign from, the sum over channels of activation times
+        gradient.
     warnings : tuple of str
         What a reader of the map has to know.
+    warnings_when_signed : tuple of str
+        The same, where the layer holds negative numbers.
     """
 
     name: str
@@ -117,4 +122,6 @@ class Method:
     equals: tuple[str, ...] = ()
     equals_when_homogeneous: tuple[str, ...] = ()
     needs_pooled_linear: bool = False
+    sums_over_channels: bool = False
     warnings: tuple[str, ...] = ()
+    warnings_when_signed: tuple[str, ...] = ()

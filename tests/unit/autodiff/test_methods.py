@@ -21,6 +21,7 @@ from dicom_xai.autodiff import (
     TopClasses,
     compile,
 )
+from dicom_xai.autodiff.emit import Graph
 from dicom_xai.errors import ConfigError, UnsupportedOperatorError
 from tests.make.networks import (
     ConvNeXt,
@@ -317,21 +318,67 @@ EXPORTS = [("torchscript", 13), ("torchscript", 17), ("dynamo", 23)]
 
 @pytest.mark.parametrize(("exporter", "opset"), EXPORTS)
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_transformer_with_a_class_token_is_explained_before_its_last_attention(
+def test_a_transformer_with_a_class_token_is_explained_where_its_last_attention_reads(
     exporter: str, opset: int, fused: bool
 ) -> None:
     if fused and opset == 13:
         opset = 20
     network, x = seeded(ViT(fused=fused)), image(2, 1, 32, 32)
-    compiled = compile(exported(network, x, exporter, opset))
+    plain = exported(network, x, exporter, opset)
+    before, a = at_last_norm(network, x)
+    for name in ("grad-cam", "hires-cam"):
+        compiled = compile(plain, name)
+        assert compiled.report.layer_shape == (None, 17, 24)
+        wanted = FORMULAS[name](*a)
+        assert_close(run(compiled.model, x, target=TARGET)["attribution"], wanted)
+    assert (
+        over_channels(before[0] * before[1]).abs().max()
+        < 1e-4 * over_channels((before[0] * before[1]).abs()).max()
+    )
+
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def at_last_norm(network: ViT, x: torch.Tensor) -> tuple[Pair, Pair]:
+    """Activations and gradients of the patches before and after the last block's first norm."""
     tokens = network.patches(x).flatten(2).transpose(1, 2)
     tokens = torch.cat([network.token.expand(2, -1, -1), tokens], 1) + network.positions
-    a = network.blocks[0](tokens).detach().requires_grad_()
-    network.head(network.norm(network.blocks[1](a))[:, 0])[range(2), TARGET].sum().backward()
-    grid, g = (t[:, 1:].transpose(1, 2).reshape(2, -1, 4, 4) for t in (a.detach(), a.grad))
-    wanted = over_channels(mean(g) * grid).relu()
-    assert compiled.report.layer_shape == (None, 17, 24)
-    assert_close(run(compiled.model, x, target=TARGET)["attribution"], wanted)
+    block, before = network.blocks[1], network.blocks[0](tokens).detach().requires_grad_()
+    after = block.norm1(before)
+    after.retain_grad()
+    y = before + block.attention(after)
+    y = y + block.mlp(block.norm2(y))
+    network.head(network.norm(y)[:, 0])[range(2), TARGET].sum().backward()
+
+    def on_grid(t: torch.Tensor) -> torch.Tensor:
+        return t.detach()[:, 1:].transpose(1, 2).reshape(2, -1, 4, 4)
+
+    return tuple((on_grid(t), on_grid(t.grad)) for t in (before, after))
+
+
+@pytest.mark.parametrize(("exporter", "opset"), EXPORTS)
+@pytest.mark.parametrize("name", ["hires-cam", "eigengrad-cam"])
+def test_a_sum_that_vanishes_before_a_norm_is_refused_with_the_layer_that_serves(
+    name: str, exporter: str, opset: int
+) -> None:
+    plain = exported(seeded(ViT()), image(2, 1, 32, 32), exporter, opset)
+    served = compile(plain, name).report.layer
+    maker = {item: node for node in Graph(plain).forward for item in node.output}[served]
+    stream = maker.input[0]
+    with pytest.raises(ConfigError, match=f"name the normalisation's output, '{served}'"):
+        compile(plain, name, layer=stream)
+    assert compile(plain, "grad-cam", layer=stream).report.layer == stream
+
+
+def test_xgrad_cam_warns_of_negative_sums_on_signed_layers_alone() -> None:
+    _, _, plain = case()
+    assert not compile(plain, "xgrad-cam").report.warnings
+    signed = next(n.output[0] for n in plain.graph.node if n.op_type == "Conv" and n.input[0] !=
+                  "image" and "Relu" not in n.output[0])  # fmt: skip
+    assert "negative" in compile(plain, "xgrad-cam", layer=signed).report.warnings[0]
+    vit = exported(seeded(ViT()), image(2, 1, 32, 32), "torchscript", 17)
+    assert "negative" in compile(vit, "xgrad-cam").report.warnings[0]
 
 
 @pytest.mark.parametrize(("exporter", "opset"), EXPORTS)
