@@ -41,9 +41,9 @@ class LayerwiseRelevance:
 
     Notes
     -----
-    BatchNormalization is an affine layer of its own under the epsilon rule. That is the same as
-    folding it for ``epsilon``; for the others have it folded into the convolution before it, as
-    exporters do.
+    A BatchNormalization behind a convolution or Gemm is folded into it, for the rules alone: the
+    model's nodes stay. Elsewhere (before the activation of a DenseNet's layer) it is an affine
+    layer of its own under the epsilon rule.
     """
 
     composite: Composite = "epsilon-plus-flat"
@@ -58,7 +58,7 @@ class LayerwiseRelevance:
         # Relevance needs what comes out of every layer, which the prediction's own run fuses away:
         # it is read from a second run, at an equal image that no optimiser knows to be equal.
         again = graph.where(image.equals(image), image, 0)
-        nodes = rerun(graph, image, again, q.scores.tensor)
+        nodes = rules.with_norms_folded(graph, rerun(graph, image, again, q.scores.tensor))
         score = copied(graph, again, q.scores.tensor)
         start = score * q.seed
         if self.composite == "deep-taylor":

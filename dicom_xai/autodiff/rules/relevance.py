@@ -8,13 +8,14 @@ Overview", table 1. Biases take their share of relevance with them, as in zennit
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import onnx
 
 from ..call import Call, Cotangents, Rule, Rules
-from ..emit import Tensor
+from ..emit import Graph, Tensor, attributes_of
 
 STABILISER = 1e-6
 """Keeps denominators from 0; Epsilon's own epsilon is a parameter."""
@@ -211,6 +212,57 @@ def shared_rule(gradient: Rules, op_type: str) -> Rule:
 def passed(n: Call, r: Tensor) -> Cotangents:
     """Unchanged."""
     return r
+
+
+def with_norms_folded(graph: Graph, nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The nodes for the walk, batch norms taken into the linear layer whose output they alone read.
+
+    A rule that looks at signs (z+, gamma, alpha-beta) has to see the weights that act, as the norm
+    may turn their sign round; what comes out is the same.
+    """
+    makers = {node.output[0]: node for node in nodes}
+    readers = Counter(name for node in nodes for name in node.input)
+    folded = {}
+    for norm in nodes:
+        linear = makers.get(norm.input[0]) if norm.op_type == "BatchNormalization" else None
+        if linear is not None and readers[norm.input[0]] == 1:
+            whole = taken_in(graph, linear, norm)
+            if whole is not None:
+                folded.update({linear.output[0]: None, norm.output[0]: whole})
+    found = (folded.get(node.output[0], node) for node in nodes)
+    return [node for node in found if node is not None]
+
+
+def taken_in(graph: Graph, linear: onnx.NodeProto, norm: onnx.NodeProto) -> onnx.NodeProto | None:
+    """One linear node that does what a linear node and a batch norm do; None where there is none.
+
+    W' = f W and b' = f (b - mean) + beta with f = scale / sqrt(var + epsilon).
+    """
+    given = attributes_of(linear)
+    first = {
+        "Conv": True,
+        "ConvTranspose": False,
+        "Gemm": bool(given.get("transB", 0)),
+    }.get(linear.op_type)
+    weights = graph.tensor(linear.input[1]) if len(linear.input) > 1 else None
+    is_plain = all(given.get(name, 1) == 1 for name in ("alpha", "beta"))
+    is_grouped = linear.op_type == "ConvTranspose" and given.get("group", 1) != 1
+    if first is None or weights is None or weights.value is None or is_grouped or not is_plain:
+        return None
+    scale, beta, mean, var = (graph.tensor(name) for name in norm.input[1:5])
+    if any(item.value is None for item in (scale, beta, mean, var)):
+        return None
+    factor = scale / graph.op("Sqrt", var + float(attributes_of(norm).get("epsilon", 1e-5)))
+    shape = [-1, *[1] * (weights.rank - 1)] if first else [1, -1, *[1] * (weights.rank - 2)]
+    has_bias = len(linear.input) > 2 and linear.input[2]
+    bias = beta - mean * factor
+    if has_bias:
+        bias = graph.tensor(linear.input[2]) * factor + bias
+    whole = onnx.NodeProto()
+    whole.CopyFrom(linear)
+    whole.name, whole.output[:] = norm.name, norm.output[:1]
+    whole.input[:] = [linear.input[0], (weights * factor.reshape(*shape)).name, bias.name]
+    return whole
 
 
 def table(gradient: Rules, convolution: Rule, dense: Rule) -> Rules:

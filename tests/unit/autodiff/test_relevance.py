@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional
 
@@ -145,6 +146,90 @@ def test_relevance_is_input_times_gradient_on_a_relu_network_and_said_to_be(name
     found, wanted = (run(c.model, x, target=TARGET)["attribution"] for c in (compiled, other))
     # Epsilon moves every denominator by 1e-6, also those near 0: a few parts in a thousand.
     assert_close(found, wanted, 1e-2)
+
+
+def normalised(*, is_folded: bool, is_shifted: bool) -> onnx.ModelProto:
+    """Linear layers of each kind with a batch norm behind each, or with the norms folded by hand.
+
+    Scales of either sign turn some channels round; without shifts there is no bias anywhere.
+    """
+    rng = np.random.default_rng(5)
+    layers = [
+        ("Conv", (4, 1, 3, 3), 0, {"pads": [1] * 4}),
+        ("ConvTranspose", (4, 5, 2, 2), 1, {"strides": [2, 2]}),
+        ("Conv", (6, 5, 3, 3), 0, {"strides": [2, 2]}),
+        ("Gemm", (6, 7), 1, {}),
+        ("Gemm", (3, 7), 0, {"transB": 1}),
+    ]
+    nodes, stored, x = [], {}, "image"
+    for index, (kind, shape, out, attributes) in enumerate(layers):
+        channels = shape[out]
+        w = rng.standard_normal(shape)
+        scale, mean, beta = rng.standard_normal((3, channels)) * [[1], [is_shifted], [is_shifted]]
+        var, b = 0.5 + rng.random(channels), rng.standard_normal(channels) * is_shifted
+        names = [f"{word}{index}" for word in ("w", "b", "scale", "beta", "mean", "var")]
+        if is_folded:
+            factor = scale / np.sqrt(var + 1e-5)
+            w = w * np.expand_dims(factor, [axis for axis in range(w.ndim) if axis != out])
+            b, names = factor * (b - mean) + beta, names[:2]
+        stored.update(zip(names, (w, b, scale, beta, mean, var), strict=False))
+        y = f"y{index}" if index < len(layers) - 1 else "scores"
+        end = y if is_folded else f"z{index}"
+        nodes.append(helper.make_node(kind, [x, *names[:2]], [end], **attributes))
+        if not is_folded:
+            nodes.append(helper.make_node("BatchNormalization", [end, *names[2:]], [y]))
+        x = y
+        if index < len(layers) - 1:
+            x = f"a{index}"
+            nodes.append(helper.make_node("Relu", [y], [x]))
+        if index == 2:
+            nodes.append(helper.make_node("GlobalAveragePool", [x], ["pooled"]))
+            nodes.append(helper.make_node("Flatten", ["pooled"], ["flat"]))
+            x = "flat"
+    value, single = helper.make_tensor_value_info, TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes,
+        "normalised",
+        [value("image", single, [2, 1, 8, 8])],
+        [value("scores", single, [2, 3])],
+        [numpy_helper.from_array(v.astype(np.float32), k) for k, v in stored.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+CONSERVING = [
+    LayerwiseRelevance("epsilon"),
+    LayerwiseRelevance("epsilon-plus"),
+    LayerwiseRelevance("epsilon-plus-flat"),
+    LayerwiseRelevance("epsilon-gamma-box", low=-4.0, high=4.0),
+    LayerwiseRelevance("deep-taylor"),
+]
+"""Not alpha-beta: it gives alpha instead of alpha - beta where nothing speaks against."""
+
+
+@pytest.mark.parametrize(
+    "method", [*CONSERVING, LayerwiseRelevance("alpha-beta")], ids=lambda method: method.composite
+)
+def test_a_batch_norm_is_part_of_the_layer_before_it(method: LayerwiseRelevance) -> None:
+    x = image(2, 1, 8, 8)
+    plain = normalised(is_folded=False, is_shifted=True)
+    found = run(compile(plain, method).model, x, target=TARGET)
+    by_hand = normalised(is_folded=True, is_shifted=True)
+    assert_close(found["attribution"], relevance(by_hand, x, method), 1e-3)
+    assert np.array_equal(found["scores"], run(plain, x)["scores"])
+
+
+@pytest.mark.parametrize("method", CONSERVING, ids=lambda method: method.composite)
+def test_relevance_is_conserved_through_batch_norms_that_do_not_shift(
+    method: LayerwiseRelevance,
+) -> None:
+    x, plain = image(2, 1, 8, 8), normalised(is_folded=False, is_shifted=False)
+    scores = run(plain, x)["scores"][range(2), TARGET]
+    if method.composite == "deep-taylor":
+        scores = np.maximum(scores, 0)
+    total = relevance(plain, x, method).sum((1, 2, 3))
+    # The stabilisers take up to 1e-6 of every denominator, which small ones feel.
+    assert np.abs(total - scores).max() <= 1e-2 * np.abs(scores).max()
 
 
 def test_a_box_needs_its_bounds() -> None:
