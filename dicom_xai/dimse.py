@@ -136,12 +136,33 @@ class Rejection(Enum):
 
 # ------------------------------------------------------------------ what we serve
 
-#: Taken in this order of preference. Big endian is retired but archives still send it.
-TRANSFER_SYNTAXES: tuple[str, ...] = (
+#: Of objects without pixels too. Big endian is retired but archives still send it.
+UNCOMPRESSED: tuple[str, ...] = (
     uid.ExplicitVRLittleEndian,
     uid.ImplicitVRLittleEndian,
     uid.ExplicitVRBigEndian,
 )
+#: Taken in this order, whatever a peer's: what is cheapest to decode first, lossless before lossy.
+#: Milliseconds for a 512 x 512 CT slice stand behind each, one core.
+TRANSFER_SYNTAXES: tuple[str, ...] = (
+    *UNCOMPRESSED,
+    uid.RLELossless,  # 0.8
+    uid.DeflatedExplicitVRLittleEndian,  # 1.9
+    uid.JPEGLosslessSV1,  # 2.1
+    uid.JPEGLossless,
+    uid.HTJ2KLossless,  # 2.9
+    uid.HTJ2KLosslessRPCL,
+    uid.JPEGLSLossless,  # 4.4
+    uid.JPEG2000Lossless,  # 22
+    uid.JPEGBaseline8Bit,  # 0.4
+    uid.JPEGExtended12Bit,  # 1.0
+    uid.HTJ2K,
+    uid.JPEGLSNearLossless,
+    uid.JPEG2000,
+)
+
+#: Where nothing could be compressed but the data set itself.
+WITHOUT_PIXELS: tuple[str, ...] = (*UNCOMPRESSED, uid.DeflatedExplicitVRLittleEndian)
 
 #: Images that routes can match.
 IMAGE_CLASSES: tuple[str, ...] = (
@@ -194,11 +215,13 @@ def acceptor_contexts(ignored_kinds: Iterable[str]) -> list[PresentationContext]
 
     Few contexts on purpose: 120 classes with 45 syntaxes cost 48 ms of CPU for each connection.
     """
-    classes = [*IMAGE_CLASSES]
-    for kind in ignored_kinds:
-        classes += IGNORED_CLASSES[kind]
-    contexts = [build_context(abstract, list(TRANSFER_SYNTAXES)) for abstract in classes]
-    return [build_context(Verification, list(TRANSFER_SYNTAXES)), *contexts]
+    ignored = [abstract for kind in ignored_kinds for abstract in IGNORED_CLASSES[kind]]
+    syntaxes = {
+        abstract: TRANSFER_SYNTAXES if abstract in PIXEL_CLASSES else WITHOUT_PIXELS
+        for abstract in (*IMAGE_CLASSES, *ignored)
+    }
+    contexts = [build_context(abstract, list(taken)) for abstract, taken in syntaxes.items()]
+    return [build_context(Verification, list(UNCOMPRESSED)), *contexts]
 
 
 # ------------------------------------------------------------------ logs

@@ -72,18 +72,32 @@ def read(item: Dataset, *, signed: bool, big_endian: bool) -> LookupTable:
         first -= 65536
     data = item.get("LUTData")
     if isinstance(data, bytes):
-        if len(data) == 2 * count:
-            entries = np.frombuffer(data, dtype=">u2" if big_endian else "<u2")
-        elif bits == 8 and len(data) in (count, count + 1):
-            packed = np.frombuffer(data, dtype=np.uint8)
-            entries = packed.reshape(-1, 2)[:, ::-1].reshape(-1) if big_endian else packed
-        else:
-            raise DecodeError(f"LUTData: {len(data)} bytes for {count} entries of {bits} bits")
-        entries = entries[:count].astype(np.float32)
+        found = entries(data, count, bits, big_endian=big_endian, name="LUTData")
     else:
-        values = numbers(item, "LUTData")
-        if values is None or len(values) != count:
-            found = 0 if values is None else len(values)
-            raise DecodeError(f"LUTData: {found} values, LUTDescriptor says {count}")
-        entries = np.array(values, dtype=np.float32)
-    return LookupTable(first, entries, bits)
+        values = numbers(item, "LUTData") or ()
+        if len(values) != count:
+            raise DecodeError(f"LUTData: {len(values)} values, LUTDescriptor says {count}")
+        found = np.array(values)
+    return LookupTable(first, found.astype(np.float32), bits)
+
+
+def entries(data: bytes, count: int, bits: int, *, big_endian: bool, name: str) -> np.ndarray:
+    """The entries of a table kept as words, or of 8-bit ones as packed pairs.
+
+    Returns
+    -------
+    ndarray, (count,) unsigned integers
+
+    Raises
+    ------
+    DecodeError
+        `data` has another length; `name` says which attribute it is.
+    """
+    if len(data) == 2 * count:
+        return np.frombuffer(data, dtype=">u2" if big_endian else "<u2")
+    if bits == 8 and len(data) in (count, count + 1):
+        packed = np.frombuffer(data, dtype=np.uint8)
+        if big_endian:
+            packed = packed[: len(packed) // 2 * 2].reshape(-1, 2)[:, ::-1].reshape(-1)
+        return packed[:count]
+    raise DecodeError(f"{name}: {len(data)} bytes for {count} entries of {bits} bits")

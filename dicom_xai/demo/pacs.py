@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydicom import uid
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
 
@@ -26,8 +25,6 @@ from dicom_xai.dimse import (
 
 if TYPE_CHECKING:
     from pynetdicom.events import Event
-
-_SYNTAXES = (*TRANSFER_SYNTAXES, uid.RLELossless, uid.JPEGBaseline8Bit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +65,7 @@ class StandInPACS:
         self._ae.add_supported_context(Verification)
         classes = [*IMAGE_CLASSES, *(each for kind in IGNORED_CLASSES.values() for each in kind)]
         for sop_class_uid in classes:
-            self._ae.add_supported_context(sop_class_uid, list(_SYNTAXES))
+            self._ae.add_supported_context(sop_class_uid, list(TRANSFER_SYNTAXES))
         self._server: object | None = None
 
     @property

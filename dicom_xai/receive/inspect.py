@@ -2,7 +2,8 @@
 
 pydicom reads as far as it can: a data set cut in the middle parses without a word, and a server
 built on that answers Success to half an image. So every element is walked here, to the last byte,
-before anything is stored. Pixels are never decoded and never copied.
+before anything is stored; compressed pixels fragment by fragment. Pixels are never decoded and,
+but in a deflated data set, never copied.
 
 What a walk cannot see: a data set that ends exactly between two elements and holds all that its
 SOP class needs. For image classes that is impossible before PixelData, the last element of use.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import re
 import struct
+import zlib
 from io import BytesIO
 
 from pydicom.datadict import dictionary_VR
@@ -20,6 +22,7 @@ from pydicom.filereader import read_dataset
 from pydicom.uid import UID
 
 from dicom_xai import uids
+from dicom_xai.deflate import inflate
 from dicom_xai.dimse import PIXEL_CLASSES
 from dicom_xai.errors import CannotUnderstandError, DataSetMismatchError
 
@@ -64,7 +67,7 @@ def inspect(
     data_set : bytes
         As received: no preamble, no file meta.
     transfer_syntax_uid : str
-        Of the accepted presentation context; an uncompressed one.
+        Of the accepted presentation context.
     sop_class_uid, sop_instance_uid : str
         From the command set.
 
@@ -82,15 +85,24 @@ def inspect(
     """
     syntax = UID(transfer_syntax_uid)
     little, implicit = syntax.is_little_endian, syntax.is_implicit_VR
-    header_end, pixel_bytes = _walk(data_set, implicit, little)
+    if syntax.is_deflated:
+        data_set = _inflated(data_set)
+    header_end, pixels = _walk(data_set, implicit, little, syntax.is_encapsulated)
     try:
         header = read_dataset(BytesIO(data_set), implicit, little, bytelength=header_end)
     except (ValueError, TypeError, LookupError, EOFError, NotImplementedError) as error:
         raise CannotUnderstandError("whole, but no reader makes sense of its header") from error
     _check_uids(header, sop_class_uid, sop_instance_uid)
     if sop_class_uid in PIXEL_CLASSES:
-        _check_pixels(header, little, pixel_bytes)
+        _check_pixels(header, little, pixels, syntax.is_encapsulated)
     return header
+
+
+def _inflated(data_set: bytes) -> bytes:
+    try:
+        return inflate(data_set)
+    except zlib.error as error:
+        raise CannotUnderstandError(f"the deflated data set cannot be read: {error}") from error
 
 
 def file_of(
@@ -127,11 +139,12 @@ def _meta_element(element: int, vr: bytes, value: bytes) -> bytes:
     return struct.pack("<HH2sH", 2, element, vr, len(value)) + value
 
 
-def _walk(data: bytes, implicit: bool, little: bool) -> tuple[int, int | None]:
-    """Where the header ends and how long PixelData is; None where there is none.
+def _walk(data: bytes, implicit: bool, little: bool, encapsulated: bool) -> tuple[int, int | None]:
+    """Where the header ends, and how much PixelData there is; None where there is none.
 
-    One pass without recursion. A container is ``(end, limit, is_sequence, implicit)``: its end
-    where the length is defined, else None; and the nearest end that encloses it.
+    The latter counts bytes, or fragments of encapsulated pixel data. One pass without recursion. A
+    container is ``(end, limit, is_sequence, implicit)``: its end where the length is defined, else
+    None; and the nearest end that encloses it.
     """
     size = len(data)
     order = "<" if little else ">"
@@ -143,13 +156,13 @@ def _walk(data: bytes, implicit: bool, little: bool) -> tuple[int, int | None]:
     limit, is_sequence = size, False
     position = elements = 0
     header_end: int | None = None
-    pixel_bytes: int | None = None
+    pixels: int | None = None
     seen: set[int] = set()
 
     while True:
         while position == end:
             if not stack:
-                return size if header_end is None else header_end, pixel_bytes
+                return size if header_end is None else header_end, pixels
             end, limit, is_sequence, implicit = stack.pop()
         start = position
         if limit - position < 8:
@@ -222,9 +235,21 @@ def _walk(data: bytes, implicit: bool, little: bool) -> tuple[int, int | None]:
             if header_end is None and group >= _PIXEL_GROUP:
                 header_end = start
             if tag in _BULK:
-                pixel_bytes = length
+                pixels = length
+                if encapsulated and (tag != _PIXEL_DATA or length != _UNDEFINED):
+                    raise CannotUnderstandError(
+                        f"byte {start}: {_name(tag)} has a defined length, fragments were wanted "
+                        "in a compressed transfer syntax"
+                    )
 
         if length == _UNDEFINED:
+            if tag == _PIXEL_DATA and encapsulated:
+                # an icon's may be encapsulated too, inside its sequence (PS3.5 A.4)
+                position, fragments = _fragments(data, position, limit)
+                if not stack:
+                    pixels = fragments
+                elements += fragments
+                continue
             if tag in _BULK or (vr and vr not in (b"SQ", b"UN")):
                 raise CannotUnderstandError(
                     f"byte {start}: {_name(tag)} has no defined length, which an uncompressed "
@@ -246,6 +271,28 @@ def _walk(data: bytes, implicit: bool, little: bool) -> tuple[int, int | None]:
         implicit = implicit or vr == b"UN"
         end, is_sequence = new_end, True
         limit = limit if end is None else end
+
+
+def _fragments(data: bytes, position: int, limit: int) -> tuple[int, int]:
+    """Where encapsulated pixel data ends, and how many fragments it has (PS3.5 A.4)."""
+    items = 0
+    while True:
+        if limit - position < 8:
+            raise _not_whole(position, "a fragment's tag and length", 8, limit - position)
+        group, element, length = struct.unpack_from("<HHL", data, position)
+        tag = group << 16 | element
+        position += 8
+        if tag == _SEQUENCE_END and length == 0:
+            # the first item is the basic offset table
+            return position, max(0, items - 1)
+        if tag != _ITEM:
+            raise CannotUnderstandError(
+                f"byte {position - 8}: found {_name(tag)} where a fragment was wanted"
+            )
+        if length > limit - position:
+            raise _not_whole(position - 8, "a fragment", length, limit - position)
+        position += length
+        items += 1
 
 
 def _is_sequence(tag: int) -> bool:
@@ -285,12 +332,13 @@ def _check_uids(header: Dataset, sop_class_uid: str, sop_instance_uid: str) -> N
             )
 
 
-def _check_pixels(header: Dataset, little: bool, pixel_bytes: int | None) -> None:
-    """PixelData holds at least what the header promises (PS3.3 C.7.6.3, PS3.5 8.1).
+def _check_pixels(header: Dataset, little: bool, pixels: int | None, encapsulated: bool) -> None:
+    """PixelData holds at least what the header promises (PS3.3 C.7.6.3, PS3.5 8.1 and A.4).
 
-    More is let through: some senders pad.
+    More is let through: some senders pad. `pixels` counts bytes, or fragments: of those every
+    frame has one at least.
     """
-    if pixel_bytes is None:
+    if pixels is None:
         raise CannotUnderstandError("an image without PixelData: the data set is truncated")
     rows, columns, samples, bits = (
         _unsigned_short(header, tag, little)
@@ -300,12 +348,18 @@ def _check_pixels(header: Dataset, little: bool, pixel_bytes: int | None) -> Non
     if not re.fullmatch(r"[0-9]{1,9}", frames_text):
         raise CannotUnderstandError("NumberOfFrames is no number (PS3.5 6.2, IS)")
     frames = int(frames_text)
+    if encapsulated:
+        if pixels < frames:
+            raise CannotUnderstandError(
+                f"PixelData has {pixels} fragments, at least {frames} are wanted for as many frames"
+            )
+        return
     if _text(header, _PHOTOMETRIC_INTERPRETATION) in ("YBR_FULL_422", "YBR_PARTIAL_422"):
         samples = min(samples, 2)
     wanted = (rows * columns * samples * frames * bits + 7) // 8
-    if pixel_bytes < wanted:
+    if pixels < wanted:
         raise CannotUnderstandError(
-            f"PixelData has {pixel_bytes} bytes, {wanted} are wanted for {frames} frames of "
+            f"PixelData has {pixels} bytes, {wanted} are wanted for {frames} frames of "
             f"{rows} x {columns} with {samples} samples of {bits} bits"
         )
 

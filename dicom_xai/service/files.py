@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 
 from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
 
 from dicom_xai import pipeline
 from dicom_xai.config import (
@@ -23,8 +22,9 @@ from dicom_xai.config import (
     SendRule,
     TriggerKind,
 )
+from dicom_xai.decode.pixels import read_header
 from dicom_xai.encode.objects import Encoded
-from dicom_xai.errors import StudyError
+from dicom_xai.errors import DecodeError, StudyError
 from dicom_xai.explain import EXPLAINERS
 from dicom_xai.explain.served import ServedModel
 from dicom_xai.infer.session import Device
@@ -197,7 +197,7 @@ def write_png(file: bytes, path: Path) -> Path:
 
 def _instance(path: Path, data: bytes) -> Instance:
     try:
-        header = dcmread(io.BytesIO(data), stop_before_pixels=True)
+        header = read_header(data)
         return Instance(
             sop_instance_uid=str(header.SOPInstanceUID),
             sop_class_uid=str(header.SOPClassUID),
@@ -209,7 +209,7 @@ def _instance(path: Path, data: bytes) -> Instance:
             size_bytes=len(data),
             sender=Sender("", "", ""),
         )
-    except (InvalidDicomError, AttributeError) as error:
+    except (DecodeError, AttributeError) as error:
         raise StudyError(
             f"{path.name} is no DICOM image file with study, series and SOP UIDs"
         ) from error

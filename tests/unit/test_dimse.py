@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from pydicom import uid
+from pydicom.uid import UID
+from pynetdicom.presentation import build_context, negotiate_as_acceptor
 from pynetdicom.sop_class import uid_to_service_class
 
 from dicom_xai import dimse, errors
 from dicom_xai.config import IgnoredKind
+from dicom_xai.decode.pixels import SERVED
 from dicom_xai.dimse import Answer, Status, acceptor_contexts, answer_of, ignored_kind, status_of
 
 
@@ -73,6 +77,35 @@ def test_all_that_is_served_is_a_storage_class_that_exists_once() -> None:
 def test_kinds_that_are_not_configured_are_not_served() -> None:
     classes = {context.abstract_syntax for context in acceptor_contexts([])}
     assert not classes & {each for kind in dimse.IGNORED_CLASSES.values() for each in kind}
+
+
+def test_every_syntax_that_is_taken_can_be_decoded_and_the_reverse() -> None:
+    assert set(dimse.TRANSFER_SYNTAXES) == SERVED
+    assert len(dimse.TRANSFER_SYNTAXES) == len(SERVED)
+
+
+def test_objects_without_pixels_are_taken_in_no_syntax_for_pixels() -> None:
+    for context in acceptor_contexts(list(IgnoredKind)):
+        is_compressed = any(UID(each).is_encapsulated for each in context.transfer_syntax)
+        assert is_compressed == (context.abstract_syntax in dimse.PIXEL_CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("offered", "taken"),
+    [
+        ([uid.JPEG2000Lossless, uid.JPEGLSLossless, uid.RLELossless], uid.RLELossless),
+        ([uid.JPEGBaseline8Bit, uid.JPEG2000Lossless], uid.JPEG2000Lossless),
+        ([uid.JPEG2000, uid.ImplicitVRLittleEndian], uid.ImplicitVRLittleEndian),
+        ([uid.JPEG2000, uid.HTJ2K], uid.HTJ2K),
+    ],
+)
+def test_of_several_syntaxes_the_cheapest_lossless_one_is_taken(
+    offered: list[str], taken: str
+) -> None:
+    theirs = build_context(uid.CTImageStorage, offered)
+    theirs.context_id = 1
+    (agreed,) = negotiate_as_acceptor([theirs], acceptor_contexts([]))[0]
+    assert agreed.transfer_syntax == [taken]
 
 
 def test_an_image_is_of_no_ignored_kind() -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import random
 import struct
+import zlib
 from io import BytesIO
 
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     BasicTextSRStorage,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEGLSLossless,
     generate_uid,
 )
 
@@ -84,6 +88,102 @@ def test_bytes_after_the_last_element_are_refused(syntax: str, extra: int) -> No
     ds = an_image()
     with pytest.raises(CannotUnderstandError):
         looked_at(ds, encoded(ds, syntax) + b"\x00" * extra, syntax)
+
+
+# ------------------------------------------------------------------ compressed and deflated
+
+
+def compressed(frames: int = 1, fragments: int = 1, **attributes: object) -> Dataset:
+    """Frames of a few bytes that no codec ever sees."""
+    ds = an_image(NumberOfFrames=frames, **attributes)
+    ds.PixelData = encapsulate([b"\xff\xd8\xff\xd9" * 4] * frames, fragments_per_frame=fragments)
+    ds["PixelData"].VR = "OB"
+    ds["PixelData"].is_undefined_length = True
+    return ds
+
+
+def deflated(ds: Dataset) -> bytes:
+    return zlib.compress(encoded(ds), 6, -zlib.MAX_WBITS)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_compressed_pixels_are_walked_to_their_delimiter(frames: int) -> None:
+    ds = compressed(frames, fragments=2, DataSetTrailingPadding=bytes(6))
+    header = looked_at(ds, syntax=JPEGLSLossless)
+    assert header.Rows == 16
+    assert "PixelData" not in header
+
+
+def test_every_beginning_of_a_compressed_data_set_is_refused() -> None:
+    ds = compressed(2)
+    whole = encoded(ds, JPEGLSLossless)
+    for length in range(len(whole)):
+        with pytest.raises(RefusedError):
+            looked_at(ds, whole[:length], JPEGLSLossless)
+
+
+def test_fewer_fragments_than_frames_are_refused() -> None:
+    ds = compressed(2)
+    ds.NumberOfFrames = 3
+    with pytest.raises(CannotUnderstandError, match="has 2 fragments, at least 3 are wanted"):
+        looked_at(ds, syntax=JPEGLSLossless)
+
+
+def test_native_pixels_in_a_compressed_syntax_are_refused() -> None:
+    with pytest.raises(CannotUnderstandError, match="has a defined length, fragments were wanted"):
+        looked_at(an_image(), syntax=JPEGLSLossless)
+
+
+def test_fragments_in_an_uncompressed_syntax_are_refused() -> None:
+    with pytest.raises(CannotUnderstandError, match="no defined length"):
+        looked_at(compressed())
+
+
+def test_what_is_no_fragment_among_fragments_is_refused() -> None:
+    ds = compressed(2)
+    whole = encoded(ds, JPEGLSLossless)
+    second = whole.rindex(struct.pack("<HH", 0xFFFE, 0xE000))
+    damaged = whole[:second] + struct.pack("<HH", 0xFFFE, 0xE00D) + whole[second + 4 :]
+    with pytest.raises(CannotUnderstandError, match=r"\(FFFE,E00D\) where a fragment was wanted"):
+        looked_at(ds, damaged, JPEGLSLossless)
+
+
+def test_a_compressed_icon_is_walked_inside_its_sequence() -> None:
+    icon = compressed()
+    ds = compressed(2, IconImageSequence=Sequence([icon]))
+    assert looked_at(ds, syntax=JPEGLSLossless).IconImageSequence[0].Rows == 16
+
+
+def test_damaged_compressed_bytes_are_refused_or_read_and_nothing_else() -> None:
+    ds = compressed(3)
+    rng = random.Random(7)
+    whole = encoded(ds, JPEGLSLossless)
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        try:
+            header = inspect(bytes(damaged), JPEGLSLossless, ds.SOPClassUID, ds.SOPInstanceUID)
+        except RefusedError:
+            continue
+        assert header.SOPInstanceUID == ds.SOPInstanceUID
+
+
+def test_a_deflated_data_set_is_walked_inflated() -> None:
+    ds = with_sequences()
+    header = looked_at(ds, deflated(ds), DeflatedExplicitVRLittleEndian)
+    assert header.ReferencedImageSequence[0].PurposeOfReferenceCodeSequence[0].CodeValue == "1"
+
+
+def test_a_deflated_data_set_that_is_cut_or_cut_inside_is_refused() -> None:
+    ds = an_image()
+    whole = deflated(ds)
+    for length in range(len(whole)):
+        with pytest.raises(CannotUnderstandError, match="deflated data set cannot be read"):
+            looked_at(ds, whole[:length], DeflatedExplicitVRLittleEndian)
+    inner = zlib.compress(encoded(ds)[:-1], 6, -zlib.MAX_WBITS)
+    with pytest.raises(CannotUnderstandError, match="truncated"):
+        looked_at(ds, inner, DeflatedExplicitVRLittleEndian)
 
 
 def test_elements_after_the_pixels_are_walked_too() -> None:
