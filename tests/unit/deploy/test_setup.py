@@ -64,6 +64,19 @@ def test_make_installs_again_only_when_what_is_installed_changed(tmp_path: Path)
     assert "'.[cpu,dev]'" in _plan(tmp_path, "test")
 
 
+def test_judges_of_maps_are_pinned_and_no_extra_brings_them(
+    pins: dict[str, Version], tmp_path: Path
+) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    plan = _plan(tmp_path, "test")
+    assert "-c constraints.txt --no-deps zennit grad-cam" in plan
+    assert {"zennit", "grad-cam"} <= pins.keys()
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    assert "zennit" not in str(extras)
+    assert "grad-cam" not in str(extras)
+
+
 def _touch(path: Path, age_s: float) -> None:
     path.touch()
     moment_s = path.stat().st_mtime - age_s
