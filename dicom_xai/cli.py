@@ -13,17 +13,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from dicom_xai import __version__
-from dicom_xai.config import ModelCard, load, nearest, parse, parse_address
+from dicom_xai.config import Config, ModelCard, load, nearest, parse, parse_address
 from dicom_xai.errors import ConfigError, DicomXaiError
 from dicom_xai.ledger import Ledger
 from dicom_xai.service.role import RoleName
+
+if TYPE_CHECKING:
+    from dicom_xai.audit import Recorder
 
 app = typer.Typer(
     name="dicom-xai",
@@ -336,8 +339,10 @@ def ledger_retry(
 ) -> None:
     """Run an ended job again; its results keep their UIDs and are sent again."""
     with _Opened(config) as ledger:
-        _report(ledger.jobs.retry(job), f"job {job} is queued", f"no ended job {job}")
+        done = ledger.jobs.retry(job)
         ledger.ring("worker")
+    _note_verb(config, "ledger retry", f"job {job}", done)
+    _report(done, f"job {job} is queued", f"no ended job {job}")
 
 
 @ledger_app.command("requeue")
@@ -348,8 +353,9 @@ def ledger_requeue(
     """Send a dead letter again."""
     with _Opened(config) as ledger:
         done = ledger.deliveries.requeue(delivery)
-        _report(done, f"delivery {delivery} is queued", f"no dead delivery {delivery}")
         ledger.ring("sender")
+    _note_verb(config, "ledger requeue", f"delivery {delivery}", done)
+    _report(done, f"delivery {delivery} is queued", f"no dead delivery {delivery}")
 
 
 @ledger_app.command("skip")
@@ -360,7 +366,48 @@ def ledger_skip(
     """Close a dead letter without sending it."""
     with _Opened(config) as ledger:
         done = ledger.deliveries.skip(delivery)
-        _report(done, f"delivery {delivery} is skipped", f"no dead delivery {delivery}")
+    _note_verb(config, "ledger skip", f"delivery {delivery}", done)
+    _report(done, f"delivery {delivery} is skipped", f"no dead delivery {delivery}")
+
+
+@app.command("audit")
+def audit_trail(config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Follow the audit trail's chain: was a message changed, removed or put in?
+
+    Exit code 0: the chain holds. 1: it does not.
+    """
+    from dicom_xai.audit.messages import audit_log_used
+    from dicom_xai.audit.recorder import person
+    from dicom_xai.audit.trail import verify
+
+    loaded, _ = load(config)
+    directory = loaded.service.audit.directory
+    assert directory is not None  # the config's loader fills it in
+    verdict = verify(directory)
+    _recorder(loaded).record(audit_log_used(person(), str(directory)))
+    for problem in verdict.problems:
+        out.print(problem, markup=False, soft_wrap=True)
+    words = "hold together" if not verdict.problems else "do not hold together"
+    out.print(f"{directory}: messages {verdict.first} to {verdict.last} {words}", soft_wrap=True)
+    raise typer.Exit(1 if verdict.problems else 0)
+
+
+def _note_verb(config: Path, verb: str, subject: str, is_done: bool) -> None:
+    """Tell the audit trail who did this."""
+    from dicom_xai.audit.messages import function_used
+    from dicom_xai.audit.recorder import person
+
+    recorder = _recorder(load(config)[0])
+    recorder.record(function_used(person(), recorder.process, verb, subject, is_done=is_done))
+
+
+def _recorder(config: Config) -> Recorder:
+    """A pen for one message; the service forwards it."""
+    from dicom_xai.audit import Recorder
+    from dicom_xai.telemetry import Log, Metrics, Registry
+
+    audit = config.service.audit.model_copy(update={"syslog": None})
+    return Recorder(audit, "command", Metrics(Registry()), Log())
 
 
 class _Opened:

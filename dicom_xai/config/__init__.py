@@ -11,6 +11,7 @@ column and, where a word is wrong, the nearest known one.
 Relative paths are relative to the folder of the file in which they stand.
 """
 
+from dicom_xai.config.audit import AuditConfig, SyslogConfig
 from dicom_xai.config.cards import (
     Code,
     HeatmapScale,
@@ -66,6 +67,7 @@ __all__ = [
     "MAX_YAML_BYTES",
     "SENDER_FACTS",
     "Allowed",
+    "AuditConfig",
     "Clause",
     "ClientTLS",
     "Code",
@@ -95,6 +97,7 @@ __all__ = [
     "StackAttribute",
     "StackOrientation",
     "StackRule",
+    "SyslogConfig",
     "TriggerKind",
     "WindowSource",
     "Windowing",

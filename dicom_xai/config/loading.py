@@ -147,8 +147,10 @@ def _absolute(service: ServiceConfig, folder: Path) -> ServiceConfig:
     url = service.ledger.url
     if url.startswith("sqlite:///") and not url.startswith("sqlite:////"):
         url = f"sqlite:///{at(Path(url.removeprefix('sqlite:///')))}"
-    ledger = LedgerConfig(url=url)
-    return _with_paths(service, at).model_copy(update={"ledger": ledger})
+    moved = _with_paths(service, at)
+    beside = Path(url.removeprefix("sqlite:///")).parent / "audit"
+    audit = moved.audit.model_copy(update={"directory": moved.audit.directory or beside})
+    return moved.model_copy(update={"ledger": LedgerConfig(url=url), "audit": audit})
 
 
 def _with_paths(section: S, at: Callable[[Path], Path]) -> S:
@@ -176,6 +178,8 @@ def _tls_problems(service: ServiceConfig, file: Path, marks: Marks) -> Iterator[
         places.append((("receive", "listeners", index, "tls"), listener.ae_title, listener.tls))
     for name, destination in service.destinations.items():
         places.append((("destinations", name, "tls"), name, destination.tls))
+    if service.audit.syslog is not None:
+        places.append((("audit", "syslog", "tls"), "audit", service.audit.syslog.tls))
     for place, use, files in places:
         if files is None:
             continue

@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from dicom_xai.config.audit import AuditConfig
 from dicom_xai.config.tls import ClientTLS, ListenerTLS
 from dicom_xai.config.types import (
     AETitle,
@@ -184,6 +185,7 @@ class ServiceConfig(Section):
     routes: Path = Field(description="The routes file.")
     destinations: dict[Name, Destination] = Field(description="By name.")
     telemetry: TelemetryConfig = TelemetryConfig()
+    audit: AuditConfig = AuditConfig()
 
 
 def parse_address(text: str, calling_ae_title: str) -> Destination:

@@ -15,6 +15,7 @@ from dicom_xai.ledger import ORPHAN_AGE_S, Disposition, Recorded, Wanted
 from dicom_xai.receive import completion
 from dicom_xai.receive.storage_scp import Arrival, StorageSCP, TransferEnd
 from dicom_xai.route.plan import plan_instance, unit_of
+from dicom_xai.service.audited import SECURITY_REASONS, Tally, node_of, note_received
 from dicom_xai.service.role import Context
 from dicom_xai.stages import Stage
 from dicom_xai.study import Candidate, Instance, Per, Sender
@@ -51,7 +52,7 @@ class Receiver:
         self._policy = _policy(context.config)
         self._scp = self._make_scp(context.config)
         self._bell = context.ledger.listen("receiver")
-        self._transfers: set[int] = set()
+        self._transfers: dict[int, tuple[Sender, Tally]] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._loop = threading.Thread(target=self._complete_forever, name="completion")
@@ -141,7 +142,7 @@ class Receiver:
         """An association is about to store its first object; gives the transfer's id."""
         transfer = self._context.ledger.arrivals.open_transfer(sender, TRANSFER_LEASE_S)
         with self._lock:
-            self._transfers.add(transfer)
+            self._transfers[transfer] = sender, Tally()
         return transfer
 
     def accept(self, arrival: Arrival, transfer: int) -> None:
@@ -177,6 +178,9 @@ class Receiver:
                 f"SOP Instance {arrival.sop_instance_uid} is here with other content; the new "
                 "one is quarantined"
             )
+        with self._lock:
+            _, tally = self._transfers[transfer]
+        tally.add(arrival.study_instance_uid, arrival.sop_class_uid, key)
         outcome = disposition if recorded is Recorded.STORED else recorded
         context.metrics.instances_received.labels(outcome).inc()
         context.metrics.received_bytes.inc(instance.size_bytes)
@@ -199,16 +203,20 @@ class Receiver:
     def closed(self, transfer: int, how: TransferEnd) -> None:
         """An association ended; the units it held may be complete now."""
         with self._lock:
-            self._transfers.discard(transfer)
+            sender, tally = self._transfers.pop(transfer)
         waiting = self._context.ledger.arrivals.close_transfer(
             transfer, is_released=how is TransferEnd.RELEASED
         )
         for candidate in waiting:
             self._decide(candidate)
+        is_whole = how is TransferEnd.RELEASED
+        note_received(self._context, sender, tally, is_whole=is_whole)
 
     def _refused(self, reason: str, sender: Sender) -> None:
         self._context.metrics.instances_refused.labels(reason).inc()
         self._context.log.warning(Event.INSTANCE_REFUSED, reason=reason, listener=sender.listener)
+        if reason in SECURITY_REASONS:
+            self._context.audit.refused(reason, node_of(sender))
 
     def _route(self, arrival: Arrival) -> tuple[Disposition, list[Wanted], str]:
         """What becomes of an instance, and which routes want its unit."""

@@ -12,10 +12,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from dicom_xai import __version__
+from dicom_xai.audit import Recorder
+from dicom_xai.audit.messages import application_started, application_stopped, config_changed
+from dicom_xai.audit.recorder import person
 from dicom_xai.config import Config, load
 from dicom_xai.errors import ConfigError, DicomXaiError
 from dicom_xai.ledger import Ledger
@@ -60,6 +64,7 @@ class Context:
     spool: Spool
     metrics: Metrics
     log: Log
+    audit: Recorder
 
 
 class Role(Protocol):
@@ -82,12 +87,16 @@ def open_context(config: Config, role: str, registry: Registry, log: Log) -> Con
     """Ledger, spool and metrics for one process."""
     metrics = Metrics(registry)
     metrics.prepare(route.name for route in config.routes.routes)
+    log = log.bind(role=role)
     return Context(
         config=config,
         ledger=Ledger(config.service.ledger.url),
         spool=Spool(config.service.spool.directory, config.service.spool.min_free_bytes),
         metrics=metrics,
-        log=log.bind(role=role),
+        log=log,
+        audit=Recorder(
+            config.service.audit, role, metrics, log, partial(report_rotation, metrics, log)
+        ),
     )
 
 
@@ -99,13 +108,13 @@ def watch_certificate(context: Context, credentials: Credentials) -> None:
         context.metrics.certificate_expiry.labels(credentials.use).set(expires_s)
 
 
-def report_rotation(context: Context, rotation: Rotation) -> None:
+def report_rotation(metrics: Metrics, log: Log, rotation: Rotation) -> None:
     """Say that TLS files changed on disk, and whether they serve."""
-    context.metrics.tls_refused.labels(rotation.use).set(0 if rotation.is_taken else 1)
+    metrics.tls_refused.labels(rotation.use).set(0 if rotation.is_taken else 1)
     if rotation.is_taken:
-        context.log.info(Event.TLS_RENEWED, use=rotation.use)
+        log.info(Event.TLS_RENEWED, use=rotation.use)
     else:
-        context.log.error(Event.TLS_REFUSED, use=rotation.use, reason=rotation.problem)
+        log.error(Event.TLS_REFUSED, use=rotation.use, reason=rotation.problem)
 
 
 def ledger_state(ledger: Ledger, spool: Spool) -> LedgerState:
@@ -160,15 +169,18 @@ def run_role(name: RoleName, path: Path, make: Callable[[Context], Role]) -> int
     notifier = Notifier()
     role = make(context)
     health = _Health(context, config.digest)
-    parent = os.getppid() if MULTIPROCESS_VARIABLE in os.environ else None
+    is_alone = MULTIPROCESS_VARIABLE not in os.environ  # else the supervisor speaks for all
+    parent = None if is_alone else os.getppid()
     face = None
-    if MULTIPROCESS_VARIABLE not in os.environ:
+    if is_alone:
         registry.register(LedgerCollector(lambda: ledger_state(context.ledger, context.spool)))
         registry.register(BuildCollector(__version__, lambda: health.revision))
         telemetry = config.service.telemetry
         port = telemetry.port and telemetry.port + list(RoleName).index(name)
         face = HTTPFace(telemetry.host, port, registry, health)
         face.start()
+        context.audit.record(application_started(context.audit.process, person()))
+    context.audit.start()
     try:
         freed = context.ledger.upkeep.release_dead()
         if freed:
@@ -185,8 +197,10 @@ def run_role(name: RoleName, path: Path, make: Callable[[Context], Role]) -> int
                 break
             if signal.SIGHUP in asked:
                 asked.discard(signal.SIGHUP)
-                health.revision = _reload(role, path, context) or health.revision
+                health.revision = _reload(role, path, context, health.revision)
             role.tick()
+            if context.audit.forwarder is not None:
+                watch_certificate(context, context.audit.forwarder.credentials)
             health.ticked()
             notifier.alive()
     finally:
@@ -194,6 +208,9 @@ def run_role(name: RoleName, path: Path, make: Callable[[Context], Role]) -> int
         role.stop(GRACE_S)
         if face is not None:
             face.stop()
+        if is_alone:
+            context.audit.record(application_stopped(context.audit.process))
+        context.audit.stop()
         context.ledger.close()
         log.info(Event.ROLE_STOPPED, pid=os.getpid())
     return 0
@@ -215,6 +232,7 @@ def check_reload(running: Config, wanted: Config) -> None:
             "ledger": now.ledger != then.ledger,
             "devices": now.devices != then.devices,
             "telemetry": now.telemetry != then.telemetry,
+            "audit": now.audit != then.audit,
         }.items()
         if differs
     ]
@@ -225,8 +243,14 @@ def check_reload(running: Config, wanted: Config) -> None:
         )
 
 
-def _reload(role: Role, path: Path, context: Context) -> str:
-    """Swap the config whole; gives its digest, or nothing when the old one stays."""
+def note_config(context: Context, path: Path, old: str, new: str, problem: str = "") -> None:
+    """Tell the audit trail that another config is live, or was refused."""
+    process = context.audit.process
+    context.audit.record(config_changed(process, str(path), old, new, problem))
+
+
+def _reload(role: Role, path: Path, context: Context, live: str) -> str:
+    """Swap the config whole; gives the digest of what is live then."""
     reloads = context.metrics.config_reloads
     is_counted = MULTIPROCESS_VARIABLE not in os.environ  # else the supervisor counts, once for all
     try:
@@ -237,9 +261,11 @@ def _reload(role: Role, path: Path, context: Context) -> str:
         context.log.error(Event.CONFIG_REFUSED, reason=str(error))
         if is_counted:
             reloads.labels("refused").inc()
-        return ""
+            note_config(context, path, live, "", str(error))
+        return live
     if is_counted:
         reloads.labels("accepted").inc()
+        note_config(context, path, live, config.digest)
     context.log.info(Event.CONFIG_LOADED, config=config.digest[:12])
     return config.digest
 

@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from functools import partial
 
 from dicom_xai import dimse, identity
+from dicom_xai.audit import Participant
 from dicom_xai.config import Config, Destination
 from dicom_xai.deliver.backoff import delay_s
 from dicom_xai.deliver.storage_scu import StorageSCU
 from dicom_xai.errors import CannotUnderstandError, DestinationUnavailableError, IdentityError
 from dicom_xai.ledger import Outgoing, Triaged
+from dicom_xai.service.audited import Tally, note_sent
 from dicom_xai.service.role import Context, report_rotation, watch_certificate
 from dicom_xai.stages import Stage
 from dicom_xai.study import Purpose
@@ -25,6 +27,8 @@ from dicom_xai.telemetry import Event
 
 #: Longer than the longest send; then another sender may try.
 LEASE_S = 120.0
+#: A burst that does not end is told to the audit trail after so many objects.
+NOTE_AFTER = 64
 #: Safety net under the bell.
 POLL_S = 0.5
 
@@ -91,7 +95,10 @@ class _Outlet:
         self._context = context
         self._name = name
         self._rng = rng
-        self._scu = StorageSCU(name, destination, rotated=partial(report_rotation, context))
+        self._scu = StorageSCU(
+            name, destination, rotated=partial(report_rotation, context.metrics, context.log)
+        )
+        self._sent = Tally()
         self._failures = 0
         self._open_again_at = 0.0
         self._stopping = threading.Event()
@@ -117,13 +124,22 @@ class _Outlet:
         try:
             while not self._stopping.is_set():
                 if not self._send_next():
+                    self._note_sent()
                     self._scu.close_if_idle()
                     if self._bell.wait(self._pause_s()):
                         self._open_early()
         except BaseException as error:  # noqa: BLE001  # handed to tick, which ends the role
             self.failure = error
         finally:
+            self._note_sent()
             self._scu.close()
+
+    def _note_sent(self) -> None:
+        """Tell the audit trail what went out; after a burst, not between its objects."""
+        sent, self._sent = self._sent, Tally()
+        place = self.destination
+        source = Participant(place.calling_ae_title, address=self._context.audit.process.address)
+        note_sent(self._context, source, Participant(place.ae_title, address=place.host), sent)
 
     def _pause_s(self) -> float:
         """Until something can be sent, at most `POLL_S`."""
@@ -172,6 +188,10 @@ class _Outlet:
             self._give_up(outgoing, comment, receipt.status)
             return True
         triaged = ledger.deliveries.sent(outgoing, receipt.status)
+        source = outgoing.source
+        self._sent.add(source.study_instance_uid, outgoing.sop_class_uid, source.spool_key)
+        if len(self._sent) >= NOTE_AFTER:
+            self._note_sent()
         metrics.deliveries.labels(self._name, answer).inc()
         self._context.log.info(
             Event.DELIVERED,

@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dicom_xai import __version__
+from dicom_xai.audit import Participant
+from dicom_xai.audit.messages import application_started, application_stopped
+from dicom_xai.audit.recorder import person
 from dicom_xai.config import Config, load
 from dicom_xai.errors import DicomXaiError
 from dicom_xai.service.notify import SOCKET_VARIABLE, Notifier, NotifySocket
@@ -28,6 +31,7 @@ from dicom_xai.service.role import (
     RoleName,
     check_reload,
     ledger_state,
+    note_config,
     open_context,
 )
 from dicom_xai.telemetry import (
@@ -112,11 +116,15 @@ class Supervisor:
             for child in self._children:
                 context.metrics.role_restarts.labels(child.role)
             face.start()
+            context.audit.start()
+            context.audit.record(application_started(context.audit.process, person()))
             self._watch_forever(config, context, folder)
         finally:
             Notifier().stopping()
             self._stop_all()
             face.stop()
+            context.audit.record(application_stopped(context.audit.process))
+            context.audit.stop()
             context.ledger.close()
             shutil.rmtree(folder, ignore_errors=True)
         return 0
@@ -179,6 +187,8 @@ class Supervisor:
         self.log.error(
             Event.ROLE_CRASHED, role=child.name, status=status, delay_s=round(child.pause_s, 2)
         )
+        role = Participant(f"dicom-xai {child.name}", address=context.audit.process.address)
+        context.audit.record(application_stopped(role, f"ended with status {status}"))
 
     def _start(self, child: _Child, folder: Path) -> None:
         command = [sys.executable, "-m", "dicom_xai.cli", "run", "--config", str(self.path)]
@@ -211,6 +221,7 @@ class Supervisor:
                 self._refuse(context, proof.stdout.strip())
                 return
             context.metrics.config_reloads.labels("accepted").inc()
+            note_config(context, self.path, self._revision, config.digest)
             self._revision = config.digest
             self.log.info(Event.CONFIG_LOADED, config=config.digest[:12])
             for child in self._children:
@@ -220,6 +231,7 @@ class Supervisor:
     def _refuse(self, context: Context, reason: str) -> None:
         context.metrics.config_reloads.labels("refused").inc()
         self.log.error(Event.CONFIG_REFUSED, reason=reason)
+        note_config(context, self.path, self._revision, "", reason)
 
     def _stop_all(self) -> None:
         """SIGTERM to all; SIGKILL to those that do not end within the grace time."""

@@ -30,6 +30,7 @@ from dicom_xai.explain.cache import CompiledCache
 from dicom_xai.explain.served import ServedModel
 from dicom_xai.infer.session import Device, resolve_device
 from dicom_xai.service.ahead import Ahead
+from dicom_xai.service.audited import note_created
 from dicom_xai.service.role import Context
 from dicom_xai.service.warmup import warm_up
 from dicom_xai.stages import Deadline, Stage
@@ -302,6 +303,7 @@ class Worker:
             count=len(results),
             stages={stage: round(spent, 4) for stage, spent in watch.spent_s.items()},
         )
+        note_created(context, job, results)
 
     def _fail(self, watch: _Watch, reason: str, error: DicomXaiError) -> None:
         """End a job that cannot be done; the note is the last thing tried."""
@@ -322,6 +324,7 @@ class Worker:
         context.log.error(
             Event.JOB_FAILED, job=job.job_id, route=job.route, reason=reason, error=describe(error)
         )
+        note_created(context, job, results, reason)
 
     def _model(self, job: Job) -> ServedModel:
         """The model the job was made for; else, after a restart, the live one of the same name.

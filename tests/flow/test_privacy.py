@@ -70,6 +70,7 @@ def test_nothing_that_names_a_patient_is_logged_counted_printed_or_kept_in_the_l
         ran = command(site, *words)
         said[" ".join(words)] = ran.stdout + ran.stderr
     events = rows(site.folder, "SELECT kind, subject, detail FROM event")
+    said["audit"] = (site.folder / "audit/audit.log").read_text("utf-8")
     said["events"] = "\n".join(str(event) for event in events)
     for name, text in said.items():
         assert text.strip(), name
