@@ -185,8 +185,9 @@ def expanded(
         )
     pairs = zip(node.output, arriving, strict=True)
     cotangents = {mark + name: g for name, g in pairs if g is not None}
-    sources = [name for name in node.input if name in reached]
-    return list(pull_back(graph, body, cotangents, sources, rules).items())
+    sources = {graph.readable(name): name for name in node.input if name in reached}
+    found = pull_back(graph, body, cotangents, sources, rules)
+    return [(sources[name], g) for name, g in found.items()]
 
 
 def spelled_out(graph: Graph, node: onnx.NodeProto) -> tuple[str, list[onnx.NodeProto]]:
@@ -195,7 +196,8 @@ def spelled_out(graph: Graph, node: onnx.NodeProto) -> tuple[str, list[onnx.Node
     Returns
     -------
     str
-        What the names of the copy's tensors begin with; the node's inputs keep theirs.
+        What the names of the copy's tensors begin with; the node's inputs keep theirs, or are
+        read by the name that stops no fusion.
     list of onnx.NodeProto
         In topological order; empty where the node is not made of others.
     """
@@ -203,6 +205,8 @@ def spelled_out(graph: Graph, node: onnx.NodeProto) -> tuple[str, list[onnx.Node
     body = [
         renamed(item, node.input, mark, index) for index, item in enumerate(graph.facts.body(node))
     ]
+    for item in body:
+        item.input[:] = [graph.readable(name) for name in item.input]
     if body:
         graph.copy(body)
     return mark, body

@@ -7,7 +7,7 @@ derivatives are taken of what is written here. Source: ContribOperators.md of on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx
@@ -19,14 +19,24 @@ DOMAIN = "com.microsoft"
 class Body:
     """Collects the nodes that one fused node stands for."""
 
-    def __init__(self, node: onnx.NodeProto) -> None:
+    def __init__(self, node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto]) -> None:
         self.node = node
+        self.types = types
         self.nodes: list[onnx.NodeProto] = []
         self.given = {item.name: helper.get_attribute_value(item) for item in node.attribute}
 
     def input(self, index: int) -> str:
         """The name of an input, empty where it is left out."""
         return str(self.node.input[index]) if index < len(self.node.input) else ""
+
+    def sizes(self, index: int) -> list[int]:
+        """The sizes of an input, 0 for one that is free; empty where its rank is not known."""
+        kind = self.types.get(self.input(index))
+        return [] if kind is None else [dim.dim_value for dim in kind.tensor_type.shape.dim]
+
+    def ints(self, *values: int) -> str:
+        """An int64 constant of rank 1."""
+        return self.op("Constant", value_ints=list(values))
 
     def op(self, op_type: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         """Add a standard node; returns the name of its output."""
@@ -134,6 +144,51 @@ def skip_layer_normalization(b: Body) -> None:
     b.finish(total, 3)
 
 
+def attention(b: Body) -> None:
+    """softmax(Q K' scale + bias) V of three products of one input, side by side in its weights."""
+    sizes, heads = b.sizes(1), int(b.given["num_heads"])
+    unequal = len(set(b.given.get("qkv_hidden_sizes", ()))) > 1
+    others = (b.input(3), b.input(4), b.given.get("do_rotary"), b.given.get("unidirectional"))
+    if len(sizes) != 2 or not sizes[1] or unequal or any(others):
+        return
+    whole = b.op("MatMul", b.input(0), b.input(1))
+    if b.input(2):
+        whole = b.op("Add", whole, b.input(2))
+    apart = b.op("Reshape", whole, b.ints(0, 0, 3, heads, sizes[1] // 3 // heads))
+    each = b.op("Transpose", apart, perm=[2, 0, 3, 1, 4])
+    q, k, v = (b.op("Gather", each, b.op("Constant", value_int=i), axis=0) for i in range(3))
+    attended(b, q, k, v, sizes[1] // 3 // heads, sizes[1] // 3)
+
+
+def multi_head_attention(b: Body) -> None:
+    """softmax(Q K' scale + bias) V of three tensors ``(batch, tokens, heads x size)``."""
+    sizes, heads = [b.sizes(i) for i in range(3)], int(b.given["num_heads"])
+    others = (*(b.input(i) for i in (4, 6, 7, 8, 9)), b.given.get("unidirectional"))
+    if any(len(size) != 3 or not size[2] for size in sizes) or any(others):
+        return
+    parts, start = [], 0
+    for index, size in enumerate(sizes):
+        x = b.input(index)
+        if b.input(3):
+            ends = (b.ints(start), b.ints(start + size[2]), b.ints(0))
+            x, start = b.op("Add", x, b.op("Slice", b.input(3), *ends)), start + size[2]
+        apart = b.op("Reshape", x, b.ints(0, 0, heads, size[2] // heads))
+        parts.append(b.op("Transpose", apart, perm=[0, 2, 1, 3]))
+    q, k, v = parts
+    attended(b, q, k, v, sizes[0][2] // heads, sizes[2][2])
+
+
+def attended(b: Body, q: str, k: str, v: str, size: int, width: int) -> None:
+    """The rest, from ``(batch, heads, tokens, size)`` on."""
+    scale = float(b.given.get("scale", 0)) or 1 / math.sqrt(size)
+    scores = b.op("MatMul", q, b.op("Transpose", k, perm=[0, 1, 3, 2]))
+    scores = b.op("Mul", scores, b.number(scale))
+    if b.input(5):
+        scores = b.op("Add", scores, b.input(5))
+    y = b.op("MatMul", b.op("Softmax", scores, axis=-1), v)
+    b.finish(b.op("Reshape", b.op("Transpose", y, perm=[0, 2, 1, 3]), b.ints(0, 0, width)))
+
+
 BODIES: dict[str, Callable[[Body], None]] = {
     "FusedConv": fused_conv,
     "FusedGemm": fused_gemm,
@@ -143,13 +198,22 @@ BODIES: dict[str, Callable[[Body], None]] = {
     "FastGelu": fast_gelu,
     "QuickGelu": quick_gelu,
     "SkipLayerNormalization": skip_layer_normalization,
+    "Attention": attention,
+    "MultiHeadAttention": multi_head_attention,
 }
 
 
-def body_nodes(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """The standard nodes that a fused node stands for; empty where none are known."""
+def body_nodes(node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto]) -> list[onnx.NodeProto]:
+    """The standard nodes that a fused node stands for; empty where none are known.
+
+    Parameters
+    ----------
+    node : onnx.NodeProto
+    types : mapping of str to onnx.TypeProto
+        Of its inputs.
+    """
     if node.domain != DOMAIN or node.op_type not in BODIES:
         return []
-    body = Body(node)
+    body = Body(node, types)
     BODIES[node.op_type](body)
     return body.nodes

@@ -300,7 +300,7 @@ class Graph:
         **attributes
             The node's attributes; None leaves one out.
         """
-        names = [self._readable(item.name) if item is not None else "" for item in inputs]
+        names = [self.readable(item.name) if item is not None else "" for item in inputs]
         while names and not names[-1]:
             names.pop()
         given = {key: item for key, item in attributes.items() if item is not None}
@@ -348,7 +348,7 @@ class Graph:
             return (whole,)
         return self.ops("Split", whole, self.ints(sizes), outputs=len(sizes), axis=axis)
 
-    def _readable(self, name: str) -> str:
+    def readable(self, name: str) -> str:
         """The name under which a tensor can be read without stopping a fusion."""
         if name not in self._swallowed:
             return name

@@ -38,7 +38,7 @@ def body_of(
     onnx.GraphProto or None
         None where the operator is not made of others.
     """
-    fused = body_nodes(node)
+    fused = body_nodes(node, types)
     if not fused and not has_body(node, model):
         return None
     inputs = [

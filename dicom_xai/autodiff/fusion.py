@@ -23,7 +23,10 @@ from onnx import helper
 
 from .prepare import Facts
 
-SWALLOWED = frozenset({"Gelu", "FastGelu", "LayerNormalization", "SimplifiedLayerNormalization"})
+SWALLOWED = frozenset(
+    {"Gelu", "FastGelu", "LayerNormalization", "SimplifiedLayerNormalization",
+     "SkipLayerNormalization"}
+)  # fmt: skip
 """What ONNX Runtime fuses with an Add before it (BiasGelu, SkipLayerNormalization)."""
 
 

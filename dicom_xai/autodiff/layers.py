@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UnsupportedOperatorError
 from .backward import dependents
 from .emit import Graph, Tensor, attributes_of, is_float
-from .positions import Layout, layouts
+from .positions import SKIP_NORM, Layout, layouts
+from .prepare import node_label
 from .select import Scores
 
 ACTIVATIONS = frozenset({"Sigmoid", "Softmax", "LogSoftmax"})
@@ -52,9 +53,7 @@ def explained_scores(graph: Graph, output: str | None) -> Scores:
     if name not in names:
         raise ConfigError(f"the model has no output {name!r}; it has {', '.join(map(repr, names))}")
     if not graph.facts.has(name):
-        raise ConfigError(
-            f"the type of output {name!r} cannot be worked out; explain another output"
-        )
+        raise unknown_type(graph, name)
     producers = {item: node for node in graph.model.graph.node for item in node.output}
     is_exclusive, is_second = True, True
     while name in producers and producers[name].op_type in PASSED:
@@ -72,6 +71,20 @@ def explained_scores(graph: Graph, output: str | None) -> Scores:
             f"output {name!r} holds no real numbers per image; explain another output"
         )
     return Scores(tensor, is_exclusive, is_second)
+
+
+def unknown_type(graph: Graph, name: str) -> ConfigError:
+    """The error that names the operator behind which types are not known, if there is one."""
+    facts = graph.facts
+    for node in graph.forward:
+        if all(facts.has(item) for item in node.input if item) and not facts.has(node.output[0]):
+            opset = facts.opsets.get(node.domain, 0)
+            return UnsupportedOperatorError(
+                node.op_type, node.domain, opset, node_label(node),
+                f"this form of it is not known, nor then the type of output {name!r}; export the "
+                "model without it",
+            )  # fmt: skip
+    return ConfigError(f"the type of output {name!r} cannot be worked out; explain another output")
 
 
 def image_input(graph: Graph, name: str | None) -> Tensor:
@@ -99,6 +112,9 @@ def image_input(graph: Graph, name: str | None) -> Tensor:
         "(batch, channels, *spatial); name the image's input"
     )
 
+
+FUSED_ATTENTION = frozenset({"Attention", "MultiHeadAttention"})
+"""Softmax and both products in one node, of the standard or of ONNX Runtime."""
 
 NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
 """Over the channels of each position."""
@@ -215,13 +231,33 @@ def narrowest(
     for node in reversed(nodes):
         if open_ends.isdisjoint(node.output):
             continue
-        is_mixed = is_mixed or node.op_type in ("Softmax", "Attention")
+        is_mixed = is_mixed or node.op_type in FUSED_ATTENTION | {"Softmax"}
         open_ends.difference_update(node.output)
         open_ends.update(name for name in node.input if name in reached)
         name = next(iter(open_ends))
         is_gate = len(open_ends) == 1 and name != image.name
+        if is_mixed and (normed := beside_its_sum(graph, nodes, scores, known, open_ends)):
+            return normed
         if is_gate and has_positions(graph, name, known) and (is_mixed or not known[name].prefix):
             return name
+    return None
+
+
+def beside_its_sum(
+    graph: Graph,
+    nodes: Sequence[onnx.NodeProto],
+    scores: Scores,
+    known: dict[str, Layout],
+    names: set[str],
+) -> str | None:
+    """The normalised sum, of the two outputs of a SkipLayerNormalization that are `names`.
+
+    None where these are others, or where patches go on through the sum itself.
+    """
+    for node in nodes:
+        if node.op_type == SKIP_NORM and names == {node.output[0], node.output[-1]}:
+            patches_end = drops_patches(graph, scores, known, nodes, {node.output[-1]})
+            return str(node.output[0]) if patches_end and node.output[0] in known else None
     return None
 
 
@@ -252,21 +288,36 @@ def seen_through(graph: Graph, scores: Scores, known: dict[str, Layout], name: s
     norms = [
         node
         for node in nodes
-        if node.op_type in NORMS
-        and node.input[0] == name
+        if (
+            (node.op_type in NORMS and node.input[0] == name)
+            or (node.op_type == SKIP_NORM and name in node.input[:2])
+        )
         and known[name].channel == rank - 1 == attributes_of(node).get("axis", -1) % rank
     ]
-    if len(norms) != 1:
+    if len(norms) != 1 or norms[0].output[0] not in known:
         return ""
-    past = {name}
+    after, *others = filter(None, norms[0].output)
+    rest = [node for node in nodes if node.output[0] != after]
+    return str(after) if drops_patches(graph, scores, known, rest, {name, *others}) else ""
+
+
+def drops_patches(
+    graph: Graph,
+    scores: Scores,
+    known: dict[str, Layout],
+    nodes: Sequence[onnx.NodeProto],
+    names: set[str],
+) -> bool:
+    """Whether nothing but class tokens is ever taken of some tensors that hold patches too."""
+    past = set(names)
     for node in nodes:
-        if node is norms[0] or past.isdisjoint(node.input):
+        if past.isdisjoint(node.input):
             continue
         if node.output[0] in known and node.output[0] != scores.tensor.name:
-            past.add(node.output[0])
+            past.update(filter(None, node.output))
         elif not takes_class_tokens(graph, node, known.get(node.input[0])):
-            return ""
-    return str(norms[0].output[0])
+            return False
+    return True
 
 
 def takes_class_tokens(graph: Graph, node: onnx.NodeProto, layout: Layout | None) -> bool:

@@ -19,7 +19,7 @@ from .prepare import Shape
 WINDOWED = frozenset(
     {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool",
      "Resize", "BatchNormalization", "InstanceNormalization", "GroupNormalization", "LRN",
-     "DepthToSpace", "SpaceToDepth"}
+     "DepthToSpace", "SpaceToDepth", "FusedConv"}
 )  # fmt: skip
 """Operators that are defined on (batch, channels, *spatial) and give the same."""
 
@@ -28,9 +28,13 @@ POINTWISE = frozenset(
      "HardSigmoid", "HardSwish", "Swish", "Mish", "Gelu", "Clip", "ThresholdedRelu", "Add", "Sub",
      "Mul", "Div", "Sum", "Max", "Min", "Pow", "Sqrt", "Exp", "Log", "Abs", "Neg", "Erf", "Where",
      "Cast", "Identity", "Dropout", "LayerNormalization", "RMSNormalization", "Reciprocal",
-     "QuantizeLinear", "DequantizeLinear"}
+     "QuantizeLinear", "DequantizeLinear", "BiasGelu", "FastGelu", "QuickGelu"}
 )  # fmt: skip
 """Operators that leave every element where it is."""
+
+
+SKIP_NORM = "SkipLayerNormalization"
+"""ONNX Runtime's sum of two tensors, normalised; the fourth output is the sum itself."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ def layouts(graph: Graph, image: str) -> dict[str, Layout]:
         name = node.output[0]
         if found is not None and fits(graph, found, name):
             known[name] = found
+            if node.op_type == SKIP_NORM and len(node.output) > 3 and node.output[3]:
+                known[node.output[3]] = found
     return known
 
 
@@ -123,11 +129,12 @@ def followed(graph: Graph, node: onnx.NodeProto, known: dict[str, Layout]) -> La
     first = known.get(node.input[0])
     if node.op_type in WINDOWED:
         return Layout() if first == Layout() else None
-    if node.op_type in POINTWISE:
+    if node.op_type in POINTWISE or node.op_type == SKIP_NORM:
         return of_operands(graph, node, known)
-    if node.op_type in ("MatMul", "Gemm"):
+    if node.op_type in ("MatMul", "Gemm", "FusedMatMul", "FusedGemm"):
         keeps = first is not None and first.channel == len(graph.tensor(node.input[0]).shape) - 1
-        return first if keeps and node.input[1] not in known else None
+        is_turned = node.op_type == "FusedMatMul" and attributes_of(node).get("transA", 0)
+        return first if keeps and not is_turned and node.input[1] not in known else None
     if node.op_type == "Concat":
         return of_concat(graph, node, known)
     if first is None:

@@ -14,7 +14,7 @@ from onnx import helper
 from ...errors import ConfigError
 from ..backward import pull_back, spelled_out
 from ..emit import Tensor
-from ..layers import path
+from ..layers import FUSED_ATTENTION, path
 from ..positions import Layout, layouts
 from ..rules import GRADIENT
 from .question import Answer, Question
@@ -181,9 +181,11 @@ def probabilities(q: Question, node: onnx.NodeProto) -> Tensor | None:
     """What a node attends with, if it does; a fused Attention is worked out once more."""
     if node.op_type == "Softmax":
         name = node.output[0]
-    elif node.op_type == "Attention" and not node.domain:
+    elif node.op_type in FUSED_ATTENTION:
         # Softmax alone would not do: rows that are masked whole are set to 0 behind it.
         products = [item for item in spelled_out(q.graph, node)[1] if item.op_type == "MatMul"]
+        if not products:
+            return None
         name = products[-1].input[0]
     else:
         return None

@@ -7,6 +7,7 @@ map is the image times what arrives. Achtibat et al. 2024, arXiv 2402.05602, sec
 from __future__ import annotations
 
 from ..call import Call, Cotangents, Rule, Rules
+from ..contrib import DOMAIN
 from ..emit import Tensor
 from .norm import per_channel
 
@@ -16,12 +17,26 @@ BENT = (
 )  # fmt: skip
 """Activations for which y / x is not the derivative, as it is for Relu and its leaky kin."""
 
+FUSED = tuple(f"{DOMAIN}.{name}" for name in ("Gelu", "BiasGelu", "FastGelu", "QuickGelu"))
+"""The same in ONNX Runtime's optimised files; spelled out they would be products."""
+
 
 def straight(n: Call, g: Tensor) -> Cotangents:
     """Identity rule: relevance passes an activation, so that g becomes g y / x."""
-    x = n.input()
+    return ratio(g, n.output(), n.input())
+
+
+def ratio(g: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """g y / x, 0 where x is 0."""
     is_zero = x.equals(0)
-    return n.graph.where(is_zero, 0, g * n.output() / n.graph.where(is_zero, 1, x))
+    return g.graph.where(is_zero, 0, g * y / g.graph.where(is_zero, 1, x))
+
+
+def straight_behind_bias(n: Call, g: Tensor) -> Cotangents:
+    """The same of the sum that ONNX Runtime's fused activations start with."""
+    bias = n.optional(1)
+    x = n.input() if bias is None else n.input() + bias
+    return [ratio(g, n.output(), x)] * len(n.x)
 
 
 def uniform(rule: Rule) -> Rule:
@@ -68,6 +83,7 @@ def replaced(gradient: Rules) -> Rules:
     return {
         **gradient,
         **dict.fromkeys(BENT, straight),
+        **dict.fromkeys(FUSED, straight_behind_bias),
         "MatMul": uniform(gradient["MatMul"]),
         "Mul": uniform(gradient["Mul"]),
         "Einsum": uniform(gradient["Einsum"]),
