@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 from dicom_xai.config import Compression, Destination, Route
 from dicom_xai.decode.frames import to_frames
 from dicom_xai.decode.geometry import attach, stack
-from dicom_xai.decode.normalize import display, stack_inputs
+from dicom_xai.decode.normalize import model_inputs
+from dicom_xai.decode.window import display
 from dicom_xai.encode.note import encode_note
 from dicom_xai.encode.objects import Encoded, Planned
 from dicom_xai.encode.results import encode_results
 from dicom_xai.errors import StudyError
 from dicom_xai.explain.choose import Choice, choose
-from dicom_xai.explain.heatmap import explain, to_source
+from dicom_xai.explain.heatmap import explain
+from dicom_xai.explain.mapping import to_source
 from dicom_xai.explain.served import ServedModel
 from dicom_xai.prepare import Prepared
 from dicom_xai.stages import Deadline, Stage
@@ -120,10 +122,10 @@ def run(job: Job, model: ServedModel, deadline: Deadline, tools: Tools) -> Outco
             (plane for made in prepared for plane in made.planes), model.card.stack_rule
         )
         volume = attach(stacked, _frames(job, prepared, model))
-        images, placements = stack_inputs(volume.frames, model.card.inputs[0])
-    choice = _choose(job, route, model, deadline, tools, len(volume.frames))
+        inputs = model_inputs(volume, model.card.inputs[0])
+    choice = _choose(job, route, model, deadline, tools, inputs.images.shape[0])
     with tools.stage(Stage.INFER):
-        prediction = model.predict(images, placements, choice.explainer)
+        prediction = model.predict(inputs, choice.explainer)
     with tools.stage(Stage.EXPLAIN):
         graph = model.graph(choice.explainer) if choice.explainer else None
         explanation = explain(
@@ -229,11 +231,11 @@ def _choose(
 def _heat_of(finding: Finding, frame: int) -> torch.Tensor:
     if finding.attribution is None:
         raise StudyError(f"finding {finding.name} has no map")
-    return to_source(finding.attribution.heat[frame], finding.attribution.placements[frame])
+    return to_source(finding.attribution.heat, finding.attribution.placements, [frame])[0]
 
 
 def _display_of(volume: Volume) -> Callable[[int], torch.Tensor]:
     def shown(frame: int) -> torch.Tensor:
-        return display(volume.frames[frame])
+        return display([volume.frames[frame]])[0]
 
     return shown

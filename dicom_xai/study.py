@@ -16,7 +16,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from pydicom import Dataset
 
 
@@ -273,53 +275,175 @@ class Placement:
     scale: tuple[float, float] = (1.0, 1.0)
     offset: tuple[float, float] = (0.0, 0.0)
 
+    def pixels_per_cell(self, map_grid: tuple[int, ...]) -> tuple[float, float]:
+        """How many source rows and columns one cell of a map over the input grid covers."""
+        rows, columns = (
+            size / cells / scale
+            for size, cells, scale in zip(self.input_size, map_grid, self.scale, strict=True)
+        )
+        return rows, columns
+
+
+@dataclass(frozen=True, slots=True)
+class VolumePlacement:
+    """Where one source frame lies on the three-dimensional grid of a model.
+
+    The centre of the source's pixel ``(row, column)`` is at ``origin + row * per_row + column *
+    per_column`` of the grid, in cells along each of its axes, cell centres at integers plus one
+    half.
+    """
+
+    source_size: tuple[int, int]  #: rows, columns
+    input_size: tuple[int, int, int]
+    origin: tuple[float, float, float]
+    per_row: tuple[float, float, float]
+    per_column: tuple[float, float, float]
+
+    def pixels_per_cell(self, map_grid: tuple[int, ...]) -> tuple[float, float]:
+        """How many source rows and columns lead from one cell of a map to the next."""
+        rows, columns = (
+            1 / max(abs(s) * c / n for s, c, n in zip(step, map_grid, self.input_size, strict=True))
+            for step in (self.per_row, self.per_column)
+        )
+        return rows, columns
+
+
+Placements = tuple[Placement, ...] | tuple[VolumePlacement, ...]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prediction:
-    """What the model says about each frame, and the raw maps of the same run.
+class Inputs:
+    """What a model is given of one unit.
 
     Attributes
     ----------
-    scores : ndarray, (frames, classes) float32
-        After the card's activation, 0..1.
-    target_classes : ndarray, (frames, targets) int64
-        Which class each raw map explains; empty when no explanation was asked for.
-    raw_maps : Tensor, (frames, targets, map rows, map columns) float32, or None
-        In the explainer's own unit, at the resolution of the explained layer.
-    placements : tuple of Placement
-        One for each frame.
+    images : Tensor, (images, channels, rows, columns) or (1, 1, *grid) float32
+        One image for each frame, or one volume.
+    placements : tuple of Placement or of VolumePlacement
+        One for each source frame.
+    inside : Tensor, (images, *grid) bool
+        Where the source is; elsewhere there are margins.
+    cell_ml : float or None
+        What one cell of the grid stands for in the patient, a slice as thick as the slice spacing;
+        None where spacings are unknown.
     """
 
-    scores: object
-    target_classes: object
+    images: torch.Tensor
+    placements: Placements
+    inside: torch.Tensor
+    cell_ml: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """What the model says about each image, and the raw maps of the same run.
+
+    Attributes
+    ----------
+    scores : ndarray, (images, classes) float32
+        After the card's activation, 0..1. A volume is one image.
+    unit_scores : ndarray, (classes,) float32
+        Of all images together.
+    target_classes : ndarray, (images, targets) int64
+        Which class each raw map explains; empty when no explanation was asked for.
+    raw_maps : Tensor, (images, targets, *map grid) float32, or None
+        In the explainer's own unit, at the resolution of the explained layer.
+    placements : tuple of Placement or of VolumePlacement
+        One for each source frame.
+    probabilities : Tensor, (images, classes, *grid) float32, or None
+        Of a segmentation, after the card's activation, zero outside the source.
+    cell_ml : float or None
+        See `Inputs`.
+    """
+
+    scores: NDArray[np.float32]
+    unit_scores: NDArray[np.float32]
+    target_classes: NDArray[np.int64]
     raw_maps: torch.Tensor | None
-    placements: tuple[Placement, ...]
+    placements: Placements
+    probabilities: torch.Tensor | None = None
+    cell_ml: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attribution:
-    """The map of one class over all frames, on the card's absolute scale.
+    """The map of one class over a unit, on the card's absolute scale.
 
-    `heat` is ``(frames, map rows, map columns)`` float32, 1.0 = the card's `full_scale`;
-    negative values are kept. `threshold` is on the same scale. Frames that hold no map of this
-    class are zero.
+    Attributes
+    ----------
+    heat : Tensor, (frames, map rows, map columns) or (*map grid) float32
+        1.0 = the card's `full_scale`; negative values are kept. Three axes of one grid where
+        `placements` are of a volume. Frames that hold no map of this class are zero.
+    threshold : float
+        On the same scale.
+    placements : tuple of Placement or of VolumePlacement
+        One for each source frame.
+    frame_peaks : tuple of float
+        What the heat of each source frame does not exceed.
     """
 
     heat: torch.Tensor
     threshold: float
-    placements: tuple[Placement, ...]
+    placements: Placements
+    frame_peaks: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """What a segmentation model says about each cell, for one class.
+
+    Attributes
+    ----------
+    probability : Tensor, (frames, rows, columns) or (*grid) float32
+        On the model's grid, 0..1.
+    threshold : float
+        The class's, on the same scale: at or above it lies the region.
+    placements : tuple of Placement or of VolumePlacement
+        One for each source frame.
+    frame_peaks : tuple of float
+        What the probability of each source frame does not exceed.
+    volume_ml : float or None
+        Of the region, on the model's grid; None where spacings are unknown.
+    """
+
+    probability: torch.Tensor
+    threshold: float
+    placements: Placements
+    frame_peaks: tuple[float, ...]
+    volume_ml: float | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Finding:
-    """One class of the model, its score for the unit and, where it has one, its map."""
+    """One class of the model, its score for the unit and, where it has them, map and region.
+
+    Attributes
+    ----------
+    class_index : int
+    name : str
+    score : float
+        The unit's: of a classifier the maximum over its images, of a segmentation what a region of
+        the card's minimum size reaches.
+    frame_scores : tuple of float
+        Of each source frame. A volume classifier gives each frame the unit's; a segmentation the
+        largest probability there.
+    frame_weights : tuple of float
+        How much of the finding each frame shows: pictures are made of the highest.
+    is_positive : bool
+        Score at or above the class's threshold.
+    attribution : Attribution or None
+    region : Region or None
+        Of a segmentation.
+    """
 
     class_index: int
     name: str
-    score: float  #: the unit's: the maximum over its frames
+    score: float
     frame_scores: tuple[float, ...]
-    is_positive: bool  #: score at or above the class's threshold
+    frame_weights: tuple[float, ...]
+    is_positive: bool
     attribution: Attribution | None = None
+    region: Region | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

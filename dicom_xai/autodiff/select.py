@@ -9,7 +9,7 @@ Vinogradova et al. 2020, eq. 3).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -141,14 +141,19 @@ class TopClasses:
     offsets : sequence of float, optional
         Logit of each class's threshold: classes are ranked by ``score - offset``, so that findings
         with different operating points compare. None ranks by score.
+    is_exclusive : bool, optional
+        Whether classes compete; None when the graph itself says so by ending in softmax or not.
     """
 
     k: int
     offsets: Sequence[float] | None = None
+    is_exclusive: bool | None = None
 
     def choose(self, graph: Graph, scores: Scores) -> Chosen:
         """Write the ranking and one cotangent per rank."""
         scores.check_classes()
+        if self.is_exclusive is not None:
+            scores = replace(scores, is_exclusive=self.is_exclusive)
         if self.k < 1:
             raise ConfigError(f"TopClasses.k is {self.k}; 1 or more is needed")
         if self.offsets is not None and len(self.offsets) != scores.classes:

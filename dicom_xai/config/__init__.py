@@ -13,9 +13,12 @@ Relative paths are relative to the folder of the file in which they stand.
 
 from dicom_xai.config.audit import AuditConfig, SyslogConfig
 from dicom_xai.config.cards import (
+    Align,
     Code,
+    Grid,
     HeatmapScale,
     InputKind,
+    MinimumRegion,
     ModelCard,
     ModelClass,
     ModelInput,
@@ -66,6 +69,7 @@ from dicom_xai.config.types import (
 __all__ = [
     "MAX_YAML_BYTES",
     "SENDER_FACTS",
+    "Align",
     "Allowed",
     "AuditConfig",
     "Clause",
@@ -74,11 +78,13 @@ __all__ = [
     "Compression",
     "Config",
     "Destination",
+    "Grid",
     "HeatmapScale",
     "IgnoredKind",
     "InputKind",
     "Listener",
     "ListenerTLS",
+    "MinimumRegion",
     "ModelCard",
     "ModelClass",
     "ModelInput",

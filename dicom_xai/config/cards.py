@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import (
     Field,
+    PositiveFloat,
+    PositiveInt,
     model_validator,
 )
 
@@ -61,12 +63,52 @@ class Windowing(Section):
         return self
 
 
+class Align(StrEnum):
+    """Where a volume lies on an axis of the grid; what sticks out is cropped."""
+
+    START = "start"  #: first cell on the volume's first end
+    CENTER = "center"  #: middle on middle
+    END = "end"  #: last cell on the volume's last end
+
+
+class Grid(Section):
+    """The grid in the patient that a volume3d model wants; axes in the order of `size`."""
+
+    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    orientation: str = Field(
+        description="Where the index of each axis grows to, three of R L A P S I: SPL is slices "
+        "upwards, rows to the back, columns to the left; or source: as the slices lie."
+    )
+    align: tuple[Align, Align, Align] = (Align.CENTER, Align.CENTER, Align.CENTER)
+
+    @model_validator(mode="after")
+    def _axes_are_three(self) -> Grid:
+        pairs = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+        axes = [pairs.get(letter) for letter in self.orientation]
+        if self.orientation != "source" and sorted(axes, key=str) != [0, 1, 2]:
+            raise ValueError(
+                f"orientation {self.orientation!r}: one of R L, one of A P and one of S I, in the "
+                "order of size, or source"
+            )
+        return self
+
+
 class ModelInput(Section):
     """One input tensor."""
 
     name: str = Field(description="The ONNX input's name.")
     kind: InputKind
-    size: tuple[int, ...] = Field(min_length=2, max_length=3, description="rows, columns.")
+    size: tuple[PositiveInt, ...] = Field(
+        min_length=2, max_length=3, description="rows, columns; volume3d: the axes of the grid."
+    )
+    neighbours: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="slices: so many on each side as further channels, lowest first; beyond the "
+        "ends of the stack its end slice again.",
+    )
+    grid: Grid | None = Field(None, description="volume3d: required; else absent.")
     windowing: Windowing
     scaling: tuple[float, float] = Field(
         (0.0, 1.0), description="What 0 and 1 after windowing become."
@@ -74,7 +116,25 @@ class ModelInput(Section):
     photometric: Literal["MONOCHROME1", "MONOCHROME2"] = Field(
         "MONOCHROME2", description="Which end of the range the model sees as bright."
     )
-    resize: ResizeRule = ResizeRule.LETTERBOX
+    resize: ResizeRule = Field(ResizeRule.LETTERBOX, description="image2d, slices.")
+
+    @model_validator(mode="after")
+    def _kind_decides(self) -> ModelInput:
+        is_volume = self.kind is InputKind.VOLUME3D
+        if is_volume != (self.grid is not None):
+            raise ValueError("grid: a volume3d input needs one, any other has none")
+        if len(self.size) != (3 if is_volume else 2):
+            raise ValueError(f"size: {self.kind} has {3 if is_volume else 2} numbers")
+        if self.neighbours and self.kind is not InputKind.SLICES:
+            raise ValueError("neighbours: only of a slices input")
+        if is_volume and self.windowing.source is WindowSource.SOURCE:
+            raise ValueError("windowing: slices of a volume share one window: fixed or percentile")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Of the ONNX input's second axis."""
+        return 1 + 2 * self.neighbours
 
 
 class StackAttribute(StrEnum):
@@ -155,13 +215,26 @@ class Code(Section):
 
 
 class ModelClass(Section):
-    """One class of a classifier."""
+    """One class of a model."""
 
     name: Name
     label: str = Field(min_length=1, max_length=48, description="As the legend shows it; ASCII.")
     threshold: float = Field(gt=0, lt=1, description="Positive at or above it.")
     category: Code = Field(description="Segmented Property Category.")
     type: Code = Field(description="Segmented Property Type.")
+
+
+class MinimumRegion(Section):
+    """The smallest region that counts as a finding of a segmentation; `ml` or `cells`."""
+
+    ml: float | None = Field(None, gt=0, description="In the patient; needs spacings.")
+    cells: int | None = Field(None, ge=1, description="Of the model's grid.")
+
+    @model_validator(mode="after")
+    def _is_one_size(self) -> MinimumRegion:
+        if (self.ml is None) == (self.cells is None):
+            raise ValueError("minimum_region has either ml or cells")
+        return self
 
 
 class ModelOutput(Section):
@@ -172,7 +245,27 @@ class ModelOutput(Section):
     activation: Literal["sigmoid", "softmax", "none"] = Field(
         description="What makes scores of the output; none = the output holds scores already."
     )
+    background: Bool = Field(
+        False,
+        description="segmentation with softmax: channel 0 is background, and no class of its own.",
+    )
+    minimum_region: MinimumRegion = Field(
+        MinimumRegion(ml=None, cells=1),
+        description="segmentation: a class scores the highest value that a region of this size "
+        "reaches, so that it is positive when so much lies at or above its threshold.",
+    )
     classes: tuple[ModelClass, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _background_is_of_softmax(self) -> ModelOutput:
+        if self.background and (self.kind, self.activation) != ("segmentation", "softmax"):
+            raise ValueError("background: only of a segmentation with softmax")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Of the ONNX output's second axis."""
+        return len(self.classes) + self.background
 
 
 class HeatmapScale(Section):

@@ -1,9 +1,10 @@
-"""Trains, measures, exports and describes the two bundled models.
+"""Trains, measures, exports and describes the bundled models.
 
 ``python -m dicom_xai.demo.train cxr --out config/models`` writes ``phantom-cxr.onnx`` and its card;
-``ct-head`` does the same for ``phantom-ct-head``. Seeds are fixed; each takes some minutes on two
-cores. Rules: phantoms go through the product's own `decode`, so that training equals serving; what
-a card says is measured here, on phantoms that training never saw.
+``ct-head`` does the same for ``phantom-ct-head``, ``ct-3d`` for ``phantom-ct-3d``. Seeds are
+fixed; each takes some minutes on two cores. Rules: phantoms go through the product's own `decode`,
+so that training equals serving; what a card says is measured here, on phantoms that training never
+saw.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,16 +24,25 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from dicom_xai.config import InputKind, ModelInput, Windowing, WindowSource
+from dicom_xai.config import Grid, InputKind, ModelInput, StackRule, Windowing, WindowSource
 from dicom_xai.decode.frames import to_frames
-from dicom_xai.decode.normalize import to_model_input
+from dicom_xai.decode.geometry import attach, stack
+from dicom_xai.decode.normalize import model_inputs
 from dicom_xai.decode.pixels import decode
+from dicom_xai.decode.planes import planes_of
 from dicom_xai.demo.networks import SmallResNet, multiply_adds
 from dicom_xai.demo.phantom import HAEMORRHAGE, Phantom, chest, head_ct, to_bytes
-from dicom_xai.study import Instance, Placement, Sender
+from dicom_xai.study import (
+    Geometry,
+    Instance,
+    Placement,
+    Placements,
+    Sender,
+    Volume,
+    VolumePlacement,
+)
 
 _SEED = 20261123
-_BATCH = 16
 _LEARNING_RATE = 6e-3
 #: What the raw map shall be in a lesion, in logit per cell: the same for every class, so that one
 #: absolute scale fits them all.
@@ -63,6 +73,8 @@ class Task:
     train: int  #: phantoms
     held_out: int
     epochs: int
+    batch: int = 16
+    network: Callable[[int], SmallResNet] = SmallResNet
 
 
 TASKS = {
@@ -100,27 +112,51 @@ TASKS = {
         held_out=60,
         epochs=6,
     ),
+    "ct-3d": Task(
+        name="phantom-ct-3d",
+        spec=ModelInput(
+            name="image",
+            kind=InputKind.VOLUME3D,
+            size=(32, 96, 96),
+            grid=Grid(spacing_mm=(4.5, 2.25, 2.25), orientation="SPL"),
+            windowing=Windowing(source=WindowSource.FIXED, center=45.0, width=110.0),
+            scaling=(-1.0, 1.0),
+        ),
+        classes=(CodedClass(HAEMORRHAGE, "Haemorrhage", "1386000", "Intracranial hemorrhage"),),
+        train=320,
+        held_out=60,
+        epochs=8,
+        batch=4,
+        network=partial(
+            SmallResNet,
+            channels=(8, 12, 24),
+            dilations=(1,),
+            strides=((2, 2, 2), (1, 2, 2), (1, 1, 1)),
+            gain=576.0,
+        ),
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One image as the model sees it, and its truth.
+    """One image or volume as the model sees it, and its truth.
 
     Attributes
     ----------
-    image : ndarray, (1, rows, columns) float16
-    cover : ndarray, (classes, cells down, cells across) float32
+    image : ndarray, (1, *size) float16
+    cover : ndarray, (classes, *cells) float32
         Which part of each cell is lesion.
-    truth : ndarray, (classes, source rows, source columns) bool
+    truth : ndarray, (classes, frames, source rows, source columns) bool
         Empty in training.
-    placement : Placement
+    placements : tuple of Placement or of VolumePlacement
+        One for each source frame.
     """
 
     image: NDArray[np.float16]
     cover: NDArray[np.float32]
     truth: NDArray[np.bool_]
-    placement: Placement
+    placements: Placements
 
 
 def main() -> None:
@@ -160,18 +196,45 @@ def _samples_of(task: Task, seed: int, keep_truth: bool, index: int) -> list[Sam
     torch.set_num_threads(1)
     rng = np.random.default_rng([seed, index])
     phantom = _phantom(task, rng, full_size=keep_truth)
-    names = [item.name for item in task.classes]
-    truth = np.stack([phantom.truth[name] for name in names], axis=1)
-    out = []
-    for number, ds in enumerate(phantom.datasets):
-        instance = _instance(str(ds.SOPInstanceUID), str(ds.SOPClassUID))
-        frame = to_frames(instance, decode(to_bytes(ds)), torch.device("cpu"))[0]
-        image, placement = to_model_input(frame, task.spec)
-        mask = truth[number]
-        cover = _cover(mask, placement)
-        kept = mask if keep_truth else np.zeros((0, 0, 0), dtype=bool)
-        out.append(Sample(image.numpy().astype(np.float16), cover, kept, placement))
-    return out
+    instances = [_instance(str(d.SOPInstanceUID), str(d.SOPClassUID)) for d in phantom.datasets]
+    frames = [
+        to_frames(instance, decode(to_bytes(ds)), torch.device("cpu"))[0]
+        for instance, ds in zip(instances, phantom.datasets, strict=True)
+    ]
+    truth = np.stack([phantom.truth[item.name] for item in task.classes])
+    if task.spec.kind is not InputKind.VOLUME3D:
+        volumes = [(Volume((frame,), Geometry()), [at]) for at, frame in enumerate(frames)]
+    else:
+        planes = [
+            plane
+            for instance, ds in zip(instances, phantom.datasets, strict=True)
+            for plane in planes_of(instance, ds)
+        ]
+        volume = attach(stack(planes, StackRule()), frames)
+        order = [frames.index(frame) for frame in volume.frames]
+        volumes = [(volume, order)]
+    stride = task.network(1).stride
+    return [
+        _sample(volume, truth[:, order], task.spec, stride, keep_truth=keep_truth)
+        for volume, order in volumes
+    ]
+
+
+def _sample(
+    volume: Volume,
+    truth: NDArray[np.bool_],
+    spec: ModelInput,
+    stride: tuple[int, ...],
+    *,
+    keep_truth: bool,
+) -> Sample:
+    inputs = model_inputs(volume, spec)
+    return Sample(
+        image=inputs.images[0].numpy().astype(np.float16),
+        cover=np.stack([_cover(volume, mask, spec, stride) for mask in truth]),
+        truth=truth if keep_truth else np.zeros((0, 0, 0, 0), dtype=bool),
+        placements=inputs.placements,
+    )
 
 
 def _phantom(task: Task, rng: np.random.Generator, *, full_size: bool) -> Phantom:
@@ -179,6 +242,10 @@ def _phantom(task: Task, rng: np.random.Generator, *, full_size: bool) -> Phanto
     if task.spec.kind is InputKind.SLICES:
         matrix = 512 if full_size else 256
         return head_ct(rng, slices=10, haemorrhage=bool(rng.random() < 0.6), matrix=matrix)
+    if task.spec.kind is InputKind.VOLUME3D:
+        slices = int(rng.integers(24, 41))
+        matrix = 512 if full_size else 128
+        return head_ct(rng, slices=slices, haemorrhage=bool(rng.random() < 0.5), matrix=matrix)
     if full_size:
         return chest(rng, matrix=int(rng.integers(640, 1280)))
     rows = int(rng.integers(288, 416))
@@ -191,20 +258,22 @@ def _instance(sop_instance_uid: str, sop_class_uid: str) -> Instance:
     return Instance(sop_instance_uid, sop_class_uid, "", "", "", "", "", 0, sender)
 
 
-def _cover(mask: NDArray[np.bool_], placement: Placement) -> NDArray[np.float32]:
-    """The part of each cell of the last features that is lesion."""
-    inner = tuple(
-        round(size * scale)
-        for size, scale in zip(placement.source_size, placement.scale, strict=True)
+def _cover(
+    volume: Volume, mask: NDArray[np.bool_], spec: ModelInput, stride: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """The part of each cell of the last features that is lesion.
+
+    The mask takes the way that the image takes, as if it were one.
+    """
+    painted = tuple(
+        replace(frame, values=torch.from_numpy(part.astype(np.float32)), valid=None)
+        for frame, part in zip(volume.frames, mask, strict=True)
     )
-    small = functional.interpolate(
-        torch.from_numpy(mask[None].astype(np.float32)), inner, mode="bilinear", antialias=True
-    )
-    top, left = (int(value) for value in placement.offset)
-    rows, columns = placement.input_size
-    margins = (left, columns - inner[1] - left, top, rows - inner[0] - top)
-    cells = functional.avg_pool2d(functional.pad(small, margins), SmallResNet.stride)
-    return cells[0].numpy()
+    as_it_is = Windowing(source=WindowSource.FIXED, center=0.5, width=1.0)
+    changes = {"windowing": as_it_is, "scaling": (0.0, 1.0), "photometric": "MONOCHROME2"}
+    inputs = model_inputs(replace(volume, frames=painted), spec.model_copy(update=changes))
+    pool = functional.avg_pool2d if len(stride) == 2 else functional.avg_pool3d
+    return pool(inputs.images, stride)[0, 0].numpy()
 
 
 # ------------------------------------------------------------------ learning
@@ -213,10 +282,10 @@ def _cover(mask: NDArray[np.bool_], placement: Placement) -> NDArray[np.float32]
 def _fit(task: Task, samples: list[Sample]) -> SmallResNet:
     """Where first, whether after: maps find the lesions, then quiet maps make clean sums."""
     torch.manual_seed(_SEED)
-    model = SmallResNet(len(task.classes))
+    model = task.network(len(task.classes))
     images = torch.from_numpy(np.stack([sample.image for sample in samples]))
     covers = torch.from_numpy(np.stack([sample.cover for sample in samples]))
-    steps = -(-len(samples) // _BATCH) * task.epochs
+    steps = -(-len(samples) // task.batch) * task.epochs
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, _LEARNING_RATE, total_steps=steps, pct_start=0.15
@@ -227,8 +296,8 @@ def _fit(task: Task, samples: list[Sample]) -> SmallResNet:
         model.train()
         total = 0.0
         shuffled = torch.randperm(len(samples), generator=order)
-        for start in range(0, len(samples), _BATCH):
-            batch = shuffled[start : start + _BATCH]
+        for start in range(0, len(samples), task.batch):
+            batch = shuffled[start : start + task.batch]
             image, cover = images[batch].float(), covers[batch]
             if torch.rand((), generator=order) < 0.5:
                 image, cover = image.flip(-1), cover.flip(-1)
@@ -254,18 +323,19 @@ def _loss(
     would drown it. So the maps learn first; then, as `share` goes from 0 to 1, every bit of
     background costs and the logits count.
     """
-    maps = model.maps(model.features(image))
-    logits = maps.sum(dim=(2, 3)) + model.head.bias
-    label = (cover.amax(dim=(2, 3)) > 0).float()
+    maps = model.maps(model.features(image)).flatten(2)
+    cover = cover.flatten(2)
+    logits = maps.sum(dim=2) + model.head.bias
+    label = (cover.amax(dim=2) > 0).float()
     classified = functional.binary_cross_entropy_with_logits(logits, label)
-    peak = cover.amax(dim=(2, 3), keepdim=True)
+    peak = cover.amax(dim=2, keepdim=True)
     inside = (((cover > 0.5) | (cover == peak)) & (peak > 0)).float()
     outside = (cover == 0).float()
     level = maps / _LESION_LEVEL
     margin = _STEEPNESS * (level - 0.5)
     missed = functional.softplus(-margin) * inside
     # each lesion counts the same, however small
-    missed = missed.sum(dim=(2, 3)) / inside.sum(dim=(2, 3)).clamp(min=1)
+    missed = missed.sum(dim=2) / inside.sum(dim=2).clamp(min=1)
     missed = missed.sum(dim=0) / label.sum(dim=0).clamp(min=1)
     false = (functional.softplus(margin) * outside).mean()
     noise = (level.abs() * outside).mean()
@@ -346,15 +416,24 @@ def area_under_curve(scores: list[float], labels: list[bool]) -> float:
 
 def _points_inside(raw: torch.Tensor, sample: Sample, index: int) -> bool:
     """The pointing game (Zhang et al. 2018, section 4.1), without its tolerance."""
-    cell = divmod(int(raw.argmax()), raw.shape[1])
-    place = sample.placement
-    row, column = (
-        int(((cell[axis] + 0.5) * SmallResNet.stride - place.offset[axis]) / place.scale[axis])
-        for axis in (0, 1)
-    )
-    rows, columns = place.source_size
-    inside = 0 <= row < rows and 0 <= column < columns
-    return inside and bool(sample.truth[index, row, column])
+    first, *_ = sample.placements
+    cell = np.array(np.unravel_index(int(raw.argmax()), raw.shape))
+    at = (cell + 0.5) * np.array(first.input_size) / np.array(raw.shape)
+    solid = [each for each in sample.placements if isinstance(each, VolumePlacement)]
+    if solid:
+        # the frame through which the cell's centre lies, and the pixel there
+        origins = np.array([each.origin for each in solid])
+        between = origins[1] - origins[0]
+        steps = np.stack([between, solid[0].per_row, solid[0].per_column], axis=1)
+        offsets = np.linalg.solve(steps, (at - origins).T).T
+        frame = int(np.abs(offsets[:, 0]).argmin())
+        place = np.array([frame, *np.rint(offsets[frame, 1:])]).astype(int)
+    else:
+        assert isinstance(first, Placement)
+        place = np.array([0, *((at - first.offset) / first.scale)]).astype(int)
+    truth = sample.truth[index]
+    is_inside = bool(np.all((place >= 0) & (place < truth.shape)))
+    return is_inside and bool(truth[tuple(place)])
 
 
 def _ious(
@@ -366,7 +445,8 @@ def _ious(
         values = []
         for raw, cover in pairs:
             both = torch.stack([raw, cover])[None]
-            fine = functional.interpolate(both, scale_factor=4, mode="bilinear")[0]
+            mode = "bilinear" if raw.dim() == 2 else "trilinear"
+            fine = functional.interpolate(both, scale_factor=4, mode=mode)[0]
             found, wanted = fine[0] >= threshold, fine[1] >= 0.5
             union = float((found | wanted).sum())
             values.append(float((found & wanted).sum()) / union if union else 0.0)
@@ -377,12 +457,11 @@ def _ious(
 # ------------------------------------------------------------------ what is committed
 
 
-def export(model: SmallResNet, task: Task, path: Path) -> str:
+def export(model: nn.Module, task: Task, path: Path) -> str:
     """Write the model as one self-contained ONNX file and give its SHA-256."""
-    rows, columns = task.spec.size
     program = torch.onnx.export(
         model,
-        (torch.zeros(2, 1, rows, columns),),
+        (torch.zeros(2, task.spec.channels, *task.spec.size),),
         dynamo=True,
         opset_version=18,
         input_names=[task.spec.name],
@@ -402,14 +481,14 @@ def export(model: SmallResNet, task: Task, path: Path) -> str:
 def card_text(model: SmallResNet, key: str, task: Task, measured: Measured, digest: str) -> str:
     """The model card as YAML; `key` is the command's word for the task."""
     spec, window = task.spec, task.spec.windowing
-    rows, columns = spec.size
+    size = ", ".join(map(str, spec.size))
     windowing = {
         WindowSource.FIXED: f"source: fixed, center: {window.center}, width: {window.width}",
         WindowSource.PERCENTILE: f"source: percentile, low_percentile: {window.low_percentile}, "
         f"high_percentile: {window.high_percentile}",
         WindowSource.SOURCE: "source: source",
     }[window.source]
-    flop = 2 * multiply_adds(model, (rows, columns)) / 1e9
+    flop = 2 * multiply_adds(model, spec.size) / 1e9
     lines = [
         f"# Written by: python -m dicom_xai.demo.train {key}",
         f"name: {task.name}",
@@ -422,11 +501,13 @@ def card_text(model: SmallResNet, key: str, task: Task, measured: Measured, dige
         "inputs:",
         f"  - name: {spec.name}",
         f"    kind: {spec.kind}",
-        f"    size: [{rows}, {columns}]",
+        f"    size: [{size}]",
+        *_grid_lines(spec),
         f"    windowing: {{{windowing}}}",
         f"    scaling: [{spec.scaling[0]}, {spec.scaling[1]}]",
         f"    photometric: {spec.photometric}",
-        f"    resize: {spec.resize}",
+        *([] if spec.grid else [f"    resize: {spec.resize}"]),
+        *(["stack: {minimum_slices: 10, orientation: axial}"] if spec.grid else []),
         "outputs:",
         "  - name: logits",
         "    kind: classification",
@@ -463,6 +544,15 @@ def card_text(model: SmallResNet, key: str, task: Task, measured: Measured, dige
             f"{measured.pointing[index]:.2f}, mean IoU {measured.iou[index]:.2f}"
         )
     return "\n".join(lines) + "\n"
+
+
+def _grid_lines(spec: ModelInput) -> list[str]:
+    if spec.grid is None:
+        return []
+    spacing = ", ".join(map(str, spec.grid.spacing_mm))
+    align = ", ".join(spec.grid.align)
+    orientation = spec.grid.orientation
+    return [f"    grid: {{spacing_mm: [{spacing}], orientation: {orientation}, align: [{align}]}}"]
 
 
 if __name__ == "__main__":

@@ -132,8 +132,9 @@ def _cell(finding: Finding, i: int, source: Source) -> str:
     """How much of the image one cell of the map stands for: its true resolution."""
     assert finding.attribution is not None
     placement = finding.attribution.placements[i]
-    map_size = finding.attribution.heat.shape[1:]
-    sides = [placement.input_size[axis] / map_size[axis] / placement.scale[axis] for axis in (0, 1)]
+    # a map of images has one more axis, the frames
+    grid = tuple(finding.attribution.heat.shape)[-len(placement.input_size) :]
+    sides = placement.pixels_per_cell(grid)
     text = f"map cell {sides[0]:.0f} x {sides[1]:.0f} px"
     if source.pixel_spacing:
         mm = [side * float(s) for side, s in zip(sides, source.pixel_spacing, strict=True)]

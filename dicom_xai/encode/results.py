@@ -138,7 +138,7 @@ def _chosen(
     total = len(volume.frames)
     if card.inputs[0].kind is InputKind.IMAGE2D:
         return tuple(range(min(total, MAX_PICTURES)))
-    scores = explanation.findings[0].frame_scores if explanation.findings else (0.0,) * total
+    scores = explanation.findings[0].frame_weights if explanation.findings else (0.0,) * total
     ranked = sorted(range(total), key=lambda i: (-scores[i], i))
     return tuple(sorted(ranked[:slices]))
 
@@ -148,7 +148,7 @@ def _active(explanation: Explanation, total: int) -> dict[int, tuple[Finding, ..
     active: dict[int, tuple[Finding, ...]] = {}
     for finding in explanation.findings:
         if finding.is_positive and finding.attribution is not None:
-            peaks = finding.attribution.heat.amax(dim=(1, 2)).tolist()
+            peaks = finding.attribution.frame_peaks
             for i in range(total):
                 if peaks[i] >= finding.attribution.threshold:
                     active[i] = (*active.get(i, ()), finding)

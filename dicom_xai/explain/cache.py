@@ -68,7 +68,7 @@ def _key(model: Model, explainer: str, targets: int) -> str:
     card = model.card
     parts = (
         *(card.sha256, COMPILER_VERSION, explainer, targets, model.threshold_logits()),
-        *(card.heatmap.layer, model.output_name, model.input_name),
+        *(card.heatmap.layer, model.output_name, model.input_name, model.is_exclusive),
     )
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from dicom_xai import autodiff
 from dicom_xai.infer.model import Model
 
+#: What a compiled graph gives besides the model's own output.
+MAP_OUTPUTS = ("attribution", "attribution_class")
+
 
 @dataclass(frozen=True, slots=True)
 class ExplainedGraph:
     """A graph whose run gives the model's outputs and, besides, maps.
 
-    Outputs added: `attribution`, ``(batch, targets, map rows, map columns)`` float32 in the
-    method's own unit, and `attribution_class`, ``(batch, targets)`` int64.
+    Outputs added: `attribution`, ``(batch, targets, *map grid)`` float32 in the method's own
+    unit, and `attribution_class`, ``(batch, targets)`` int64.
     """
 
     data: bytes  #: a serialised ONNX model
@@ -54,7 +57,7 @@ class CompiledExplainer:
         compiled = autodiff.compile(
             model.proto,
             self.name,
-            select=autodiff.TopClasses(targets, model.threshold_logits()),
+            select=autodiff.TopClasses(targets, model.threshold_logits(), model.is_exclusive),
             layer=model.card.heatmap.layer,
             output=model.output_name,
             image=model.input_name,

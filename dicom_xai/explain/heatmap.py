@@ -1,15 +1,15 @@
-"""Raw maps to the card's absolute scale, and from the model's grid onto the source's pixels.
+"""What a prediction says about a unit: findings, their maps and regions, on absolute scales.
 
 Nothing is ever scaled to an image's own maximum: a negative study shows no red.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-from dicom_xai.config import ModelCard
-from dicom_xai.study import Attribution, Explanation, Finding, Placement, Prediction
+from dicom_xai.config import InputKind, ModelCard
+from dicom_xai.explain.mapping import frame_peaks
+from dicom_xai.study import Attribution, Explanation, Finding, Prediction, Region
 
 
 def explain(
@@ -20,7 +20,7 @@ def explain(
     Parameters
     ----------
     prediction : Prediction
-        Of all frames of the unit.
+        Of the whole unit.
     card : ModelCard
     findings : int
         At most so many classes get a map.
@@ -29,23 +29,14 @@ def explain(
     note : str
         Why there are none.
     """
-    scores = np.asarray(prediction.scores)
-    unit_scores = scores.max(axis=0)
+    scores = prediction.unit_scores
     order = sorted(
         range(len(card.classes)),
-        key=lambda i: (unit_scores[i] < card.classes[i].threshold, -unit_scores[i]),
+        key=lambda i: (scores[i] < card.classes[i].threshold, -scores[i]),
     )
     return Explanation(
         findings=tuple(
-            Finding(
-                class_index=i,
-                name=card.classes[i].name,
-                score=float(unit_scores[i]),
-                frame_scores=tuple(float(score) for score in scores[:, i]),
-                is_positive=bool(unit_scores[i] >= card.classes[i].threshold),
-                attribution=_attribution(prediction, card, i) if rank < findings else None,
-            )
-            for rank, i in enumerate(order)
+            _finding(prediction, card, i, has_map=rank < findings) for rank, i in enumerate(order)
         ),
         method=method,
         layer=layer,
@@ -53,54 +44,60 @@ def explain(
     )
 
 
+def _finding(prediction: Prediction, card: ModelCard, i: int, *, has_map: bool) -> Finding:
+    score = float(prediction.unit_scores[i])
+    is_positive = bool(score >= card.classes[i].threshold)
+    attribution = _attribution(prediction, card, i) if has_map else None
+    region = _region(prediction, card, i)
+    weights: tuple[float, ...]
+    if card.inputs[0].kind is not InputKind.VOLUME3D:
+        frame_scores = tuple(float(each) for each in prediction.scores[:, i])
+        weights = frame_scores
+    elif region is not None:
+        frame_scores = weights = region.frame_peaks
+    else:
+        frame_scores = (score,) * len(prediction.placements)
+        weights = frame_scores if attribution is None else attribution.frame_peaks
+    return Finding(
+        class_index=i,
+        name=card.classes[i].name,
+        score=score,
+        frame_scores=frame_scores,
+        frame_weights=weights,
+        is_positive=is_positive,
+        attribution=attribution,
+        region=region,
+    )
+
+
 def _attribution(prediction: Prediction, card: ModelCard, class_index: int) -> Attribution | None:
     if prediction.raw_maps is None:
         return None
-    is_target = torch.from_numpy(np.asarray(prediction.target_classes) == class_index)
-    chosen = is_target.to(prediction.raw_maps)[:, :, None, None]
+    is_target = torch.from_numpy(prediction.target_classes == class_index).to(prediction.raw_maps)
+    chosen = is_target.reshape(*is_target.shape, *[1] * (prediction.raw_maps.dim() - 2))
     heat = (prediction.raw_maps * chosen).sum(dim=1) / card.heatmap.full_scale
+    if card.inputs[0].kind is InputKind.VOLUME3D:
+        heat = heat[0]
     return Attribution(
         heat=heat,
         threshold=card.heatmap.threshold / card.heatmap.full_scale,
         placements=prediction.placements,
+        frame_peaks=frame_peaks(heat, prediction.placements),
     )
 
 
-def to_source(heat: torch.Tensor, placement: Placement) -> torch.Tensor:
-    """A map at the source's resolution, by bilinear interpolation.
-
-    Parameters
-    ----------
-    heat : Tensor, (map rows, map columns) float32
-        Covers the whole input grid.
-    placement : Placement
-        Where the source lies on the input grid.
-
-    Returns
-    -------
-    Tensor, (source rows, source columns) float32
-        Zero where the source lies outside the input grid.
-    """
-    rows, columns = (
-        _weights(
-            placement.source_size[axis],
-            placement.scale[axis],
-            placement.offset[axis],
-            placement.input_size[axis],
-            heat.shape[axis],
-            heat,
-        )
-        for axis in (0, 1)
+def _region(prediction: Prediction, card: ModelCard, class_index: int) -> Region | None:
+    if prediction.probabilities is None:
+        return None
+    probability = prediction.probabilities[:, class_index]
+    threshold = card.classes[class_index].threshold
+    cells = int((probability >= threshold).sum())
+    if card.inputs[0].kind is InputKind.VOLUME3D:
+        probability = probability[0]
+    return Region(
+        probability=probability,
+        threshold=threshold,
+        placements=prediction.placements,
+        frame_peaks=frame_peaks(probability, prediction.placements),
+        volume_ml=None if prediction.cell_ml is None else cells * prediction.cell_ml,
     )
-    return rows @ heat @ columns.T
-
-
-def _weights(
-    source: int, scale: float, offset: float, grid: int, cells: int, like: torch.Tensor
-) -> torch.Tensor:
-    """Interpolation along one axis, as a matrix ``(source, cells)``: the operation is separable."""
-    centres = (torch.arange(source, device=like.device, dtype=torch.float64) + 0.5) * scale + offset
-    is_inside = (centres >= 0) & (centres <= grid)
-    at = (centres * (cells / grid) - 0.5).clamp(0, cells - 1)
-    nearness = 1 - (at[:, None] - torch.arange(cells, device=like.device)).abs()
-    return (nearness.clamp(min=0) * is_inside[:, None]).to(like.dtype)

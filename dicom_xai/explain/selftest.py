@@ -1,7 +1,8 @@
 """What a model must show before it serves: same prediction, right gradient, nodes in place.
 
 The gradient is judged by finite differences of the plain model: for a random mask m of an image x,
-the derivative of the top score along ``m * x`` is the sum of ``m`` times input-times-gradient.
+the derivative of the top class's score along ``m * x`` is the sum of ``m`` times
+input-times-gradient.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from dicom_xai import autodiff
 from dicom_xai.autodiff.methods import METHODS
 from dicom_xai.config import ModelCard
 from dicom_xai.errors import ConfigError, ModelCardError
-from dicom_xai.explain.gradient import ExplainedGraph
-from dicom_xai.infer.model import Model
+from dicom_xai.explain.gradient import MAP_OUTPUTS, ExplainedGraph
+from dicom_xai.infer.model import Model, exposing
 from dicom_xai.infer.session import CPU_PROVIDER, Device, Session
 
 #: On other devices than the CPU the compiled graph may fuse differently.
@@ -58,9 +59,10 @@ def compare(plain: Model, explained: Session, graph: ExplainedGraph) -> SelfTest
     ConfigError
         Appended nodes fell back from the device to the CPU.
     """
-    images = {plain.input_name: noise(plain.card, _IMAGES, plain.device)}
-    before = plain.session.run(images)[plain.output_name]
-    outputs = explained.run(images)
+    count = min(_IMAGES, plain.batch_size)
+    images = {plain.input_name: noise(plain.card, count, plain.device)}
+    before = plain.session.run(images, [plain.output_name])[plain.output_name]
+    outputs = explained.run(images, [plain.output_name, *MAP_OUTPUTS])
     after = outputs[plain.output_name]
     difference = float((before - after).abs().max())
     is_identical = bool(torch.equal(before, after))
@@ -103,25 +105,33 @@ def gradient_error(plain: Model, threads: int = 0) -> float:
     compiled = autodiff.compile(
         plain.proto,
         "input-x-gradient",
-        select=autodiff.ByTarget(),
+        select=autodiff.BySeed(),
         output=plain.output_name,
         image=plain.input_name,
     )
+    score = compiled.report.output  # before a final activation
     session = Session(compiled.model.SerializeToString(), plain.device, threads)
+    forward = plain.session
+    if score != plain.output_name:
+        forward = Session(exposing(plain.proto, score), plain.device, threads)
     image = noise(plain.card, 1, plain.device)
-    score = plain.session.run({plain.input_name: image})[plain.output_name]
-    top = int(score[0].argmax())
-    target = torch.tensor([top], device=plain.device.torch)
-    product = session.run({plain.input_name: image, "target": target})["attribution"][0].double()
+    seed = _seed_of_top(forward.run({plain.input_name: image}, [score])[score])
+    feeds = {plain.input_name: image, "seed": seed}
+    product = session.run(feeds, ["attribution"])["attribution"][0].double()
     # an image of several channels has one map: their products are summed in it
     masks = torch.rand(
         (DIRECTIONS, 1, *image.shape[2:]), generator=torch.Generator().manual_seed(20262)
     ).to(image)
-    steps = _STEP * masks * image
-    ahead = plain.session.run({plain.input_name: image + steps})[plain.output_name][:, top]
-    behind = plain.session.run({plain.input_name: image - steps})[plain.output_name][:, top]
-    measured = (ahead.double() - behind.double()) / (2 * _STEP)
-    expected = (masks.double() * product).flatten(1).sum(dim=1)
+
+    def scored(mask: torch.Tensor, step: float) -> float:
+        moved = {plain.input_name: image + step * mask * image}
+        return float((forward.run(moved, [score])[score].double() * seed).sum())
+
+    measured = torch.tensor(
+        [(scored(mask, _STEP) - scored(mask, -_STEP)) / (2 * _STEP) for mask in masks],
+        dtype=torch.float64,
+    )
+    expected = (masks.double() * product).flatten(1).sum(dim=1).cpu()
     largest = float(measured.abs().max().clamp(min=1e-12))
     error = float((measured - expected).abs().max()) / largest
     if not error <= GRADIENT_TOLERANCE:
@@ -130,6 +140,14 @@ def gradient_error(plain: Model, threads: int = 0) -> float:
             f"{error:.1%} of the largest derivative, {GRADIENT_TOLERANCE:.0%} is allowed"
         )
     return error
+
+
+def _seed_of_top(score: torch.Tensor) -> torch.Tensor:
+    """A cotangent that picks the best class, of a segmentation everywhere."""
+    means = score.flatten(2).mean(dim=2) if score.dim() > 2 else score
+    seed = torch.zeros_like(score)
+    seed[:, int(means[0].argmax())] = 1.0
+    return seed
 
 
 def applicability(plain: Model) -> dict[str, str]:
@@ -146,9 +164,9 @@ def applicability(plain: Model) -> dict[str, str]:
 
 
 def noise(card: ModelCard, batch: int, device: Device) -> torch.Tensor:
-    """Noise over the input's range, the same at every load: ``(batch, 1, rows, columns)``."""
+    """Noise over the input's range, the same at every load: ``(batch, channels, *size)``."""
     spec = card.inputs[0]
     low, high = spec.scaling
     generator = torch.Generator().manual_seed(20261)
-    made = torch.rand((batch, 1, *spec.size), generator=generator)
+    made = torch.rand((batch, spec.channels, *spec.size), generator=generator)
     return (made * (high - low) + low).to(device.torch)

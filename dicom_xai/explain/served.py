@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from dicom_xai.config import ModelCard
-from dicom_xai.errors import StudyError, UnsupportedOperatorError
+from dicom_xai.config import InputKind, ModelCard
+from dicom_xai.errors import ModelInputError, StudyError, UnsupportedOperatorError
 from dicom_xai.explain.cache import CompiledCache
-from dicom_xai.explain.gradient import CompiledExplainer, ExplainedGraph
+from dicom_xai.explain.gradient import MAP_OUTPUTS, CompiledExplainer, ExplainedGraph
 from dicom_xai.explain.selftest import (
     SelfTest,
     applicability,
@@ -22,10 +22,7 @@ from dicom_xai.explain.selftest import (
 )
 from dicom_xai.infer.model import Model
 from dicom_xai.infer.session import Device, Session
-from dicom_xai.study import Placement, Prediction
-
-#: Images in one run. Larger batches gain nothing on a CPU and cost memory.
-BATCH_SIZE = 16
+from dicom_xai.study import Inputs, Prediction
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,49 +93,59 @@ class ServedModel:
         counts = self._plain.session.nodes_by_provider()
         return max(counts, key=lambda name: counts[name])
 
-    def predict(
-        self, images: torch.Tensor, placements: tuple[Placement, ...], explainer: str
-    ) -> Prediction:
+    def predict(self, inputs: Inputs, explainer: str) -> Prediction:
+        """`batches`, without a pause."""
+        run = self.batches(inputs, explainer)
+        while True:
+            try:
+                next(run)
+            except StopIteration as end:
+                prediction: Prediction = end.value
+                return prediction
+
+    def batches(self, inputs: Inputs, explainer: str) -> Generator[int, None, Prediction]:
         """Scores of all images and, with an explainer, their raw maps from the same run.
+
+        Gives way after each run on the device, so that something more urgent can use it.
+
+        A classifier's unit scores its best image. A segmentation's class scores the highest value
+        that the card's `minimum_region` reaches: the n-th largest of all cells for a region of n
+        cells, over the whole stack or volume, or in the best image of an image2d model.
 
         Parameters
         ----------
-        images : Tensor, (frames, 1, rows, columns) float32
+        inputs : Inputs
             On the model's device.
-        placements : tuple of Placement
-            One for each image; they go into the Prediction.
         explainer : str
             One of those given at load, or empty for scores alone.
+
+        Yields
+        ------
+        int
+            How many images are done.
+
+        Returns
+        -------
+        Prediction
 
         Raises
         ------
         StudyError
             Scores or maps are not finite.
+        ModelInputError
+            The card's minimum region is in ml, and the unit has no spacings.
         DeviceBusyError
             The device has no memory now.
         """
         session = self._sessions[explainer] if explainer else self._plain.session
-        parts = [
-            session.run({self._plain.input_name: images[i : i + BATCH_SIZE]})
-            for i in range(0, images.shape[0], BATCH_SIZE)
-        ]
-        raw = torch.cat([part[self._plain.output_name] for part in parts])
-        maps = torch.cat([part["attribution"] for part in parts]) if explainer else None
-        if not bool(torch.isfinite(raw).all()) or (
-            maps is not None and not bool(torch.isfinite(maps).all())
-        ):
-            raise StudyError(f"model {self.card.name} gave values that are not finite")
-        classes = (
-            torch.cat([part["attribution_class"] for part in parts]).cpu().numpy()
-            if explainer
-            else np.empty((images.shape[0], 0), np.int64)
-        )
-        return Prediction(
-            scores=self._plain.scores(raw).cpu().numpy(),
-            target_classes=classes,
-            raw_maps=maps,
-            placements=placements,
-        )
+        gather = _Gathered(self._plain, inputs)
+        wanted = [self._plain.output_name, *(MAP_OUTPUTS if explainer else ())]
+        total, size = inputs.images.shape[0], self._plain.batch_size
+        for start in range(0, total, size):
+            part = inputs.images[start : start + size]
+            gather.add(start, session.run({self._plain.input_name: part}, wanted))
+            yield min(start + size, total)
+        return gather.prediction()
 
     def applicability(self) -> dict[str, str]:
         """Every known method, and why it does not apply to this model; empty where it does."""
@@ -155,7 +162,7 @@ class ServedModel:
         """Run every session on the sizes that will be served; time one image."""
 
         def cost(session: Session) -> float:
-            for batch in (BATCH_SIZE, 1):
+            for batch in (self._plain.batch_size, 1):
                 session.run({self._plain.input_name: noise(self.card, batch, self.device)})
             times = []
             for _ in range(3):
@@ -168,6 +175,85 @@ class ServedModel:
             {name: cost(session) for name, session in self._sessions.items()},
             cost(self._plain.session),
         )
+
+
+class _Gathered:
+    """What the batches of one unit gave, made into one Prediction."""
+
+    def __init__(self, model: Model, inputs: Inputs) -> None:
+        self._model = model
+        self._inputs = inputs
+        self._scores: list[torch.Tensor] = []
+        self._maps: list[torch.Tensor] = []
+        self._classes: list[torch.Tensor] = []
+        self._probabilities: list[torch.Tensor] = []
+        self._best: torch.Tensor | None = None  #: (classes, cells) the largest values so far
+        self._cells = _minimum_cells(model.card, inputs) if model.is_segmentation else 0
+
+    def add(self, start: int, outputs: Mapping[str, torch.Tensor]) -> None:
+        raw, maps = outputs[self._model.output_name], outputs.get("attribution")
+        if not bool(torch.isfinite(raw).all()) or (
+            maps is not None and not bool(torch.isfinite(maps).all())
+        ):
+            raise StudyError(f"model {self._model.card.name} gave values that are not finite")
+        scores = self._model.scores(raw)
+        if self._model.is_segmentation:
+            scores = scores * self._inputs.inside[start : start + len(scores), None]
+            self._probabilities.append(scores)
+            scores = self._scored(scores.flatten(2))
+        self._scores.append(scores)
+        if maps is not None:
+            self._maps.append(maps)
+            # the graph counts channels, of which the first may be background
+            background = int(self._model.card.outputs[0].background)
+            self._classes.append(outputs["attribution_class"] - background)
+
+    def _scored(self, values: torch.Tensor) -> torch.Tensor:
+        """Of each image, from ``(images, classes, cells)``; the largest of all are kept."""
+        if self._model.card.inputs[0].kind is InputKind.IMAGE2D:
+            return _nth_largest(values, self._cells)
+        pooled = values.transpose(0, 1).flatten(1)
+        if self._best is not None:
+            pooled = torch.cat([self._best, pooled], dim=1)
+        self._best = pooled.topk(min(self._cells, pooled.shape[1]), dim=1).values
+        return values.amax(dim=2)
+
+    def prediction(self) -> Prediction:
+        scores = torch.cat(self._scores)
+        unit = scores.amax(dim=0)
+        if self._best is not None:
+            unit = _nth_largest(self._best, self._cells)
+        images = scores.shape[0]
+        classes = torch.cat(self._classes) if self._classes else torch.empty((images, 0)).long()
+        return Prediction(
+            scores=scores.cpu().numpy(),
+            unit_scores=unit.cpu().numpy(),
+            target_classes=classes.cpu().numpy(),
+            raw_maps=torch.cat(self._maps) if self._maps else None,
+            placements=self._inputs.placements,
+            probabilities=torch.cat(self._probabilities) if self._probabilities else None,
+            cell_ml=self._inputs.cell_ml,
+        )
+
+
+def _nth_largest(values: torch.Tensor, n: int) -> torch.Tensor:
+    """Along the last axis; 0 where there are fewer values: no region is so large."""
+    if values.shape[-1] < n:
+        return values.new_zeros(values.shape[:-1])
+    return values.topk(n, dim=-1).values[..., -1]
+
+
+def _minimum_cells(card: ModelCard, inputs: Inputs) -> int:
+    region = card.outputs[0].minimum_region
+    if region.cells is not None:
+        return region.cells
+    assert region.ml is not None
+    if inputs.cell_ml is None:
+        raise ModelInputError(
+            f"model {card.name}: minimum_region is in ml, and the images have no spacing in the "
+            "patient; give cells in the card, or send images with PixelSpacing and positions"
+        )
+    return max(1, math.ceil(region.ml / inputs.cell_ml))
 
 
 def _compiled(

@@ -7,9 +7,12 @@ import hashlib
 import onnx
 import torch
 
-from dicom_xai.config import ModelCard
+from dicom_xai.config import InputKind, ModelCard
 from dicom_xai.errors import ModelCardError
 from dicom_xai.infer.session import Device, Session
+
+#: Images in one run. Larger batches gain nothing on a CPU and cost memory.
+BATCH_SIZE = 16
 
 
 def read_model(card: ModelCard) -> onnx.ModelProto:
@@ -77,23 +80,38 @@ class Model:
         """The ONNX output that holds the scores."""
         return self.card.outputs[0].name
 
+    @property
+    def is_segmentation(self) -> bool:
+        """Whether scores are per position."""
+        return self.card.outputs[0].kind == "segmentation"
+
+    @property
+    def is_exclusive(self) -> bool | None:
+        """Whether classes compete by the card's activation; None when the graph itself decides."""
+        return {"softmax": True, "sigmoid": False}.get(self.card.outputs[0].activation)
+
+    @property
+    def batch_size(self) -> int:
+        """Images in one run: a volume alone; more images gain nothing on a CPU and cost memory."""
+        return 1 if self.card.inputs[0].kind is InputKind.VOLUME3D else BATCH_SIZE
+
     def scores(self, raw: torch.Tensor) -> torch.Tensor:
         """The card's activation over the raw output.
 
         Parameters
         ----------
-        raw : Tensor, (batch, classes) float32
+        raw : Tensor, (batch, channels) or (batch, channels, *grid) float32
 
         Returns
         -------
-        Tensor, (batch, classes) float32
-            0..1.
+        Tensor, (batch, classes) or (batch, classes, *grid) float32
+            0..1; the background's channel is left out.
         """
         activation = self.card.outputs[0].activation
         if activation == "sigmoid":
             return torch.sigmoid(raw)
         if activation == "softmax":
-            return torch.softmax(raw, dim=1)
+            return torch.softmax(raw, dim=1)[:, int(self.card.outputs[0].background) :]
         return raw
 
     def threshold_logits(self) -> list[float] | None:
@@ -107,6 +125,17 @@ class Model:
         return [float(value) for value in torch.logit(thresholds)]
 
 
+def exposing(model: onnx.ModelProto, tensor: str) -> bytes:
+    """The model, serialised, with one of its tensors as an output if it is none yet."""
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    if tensor not in {item.name for item in shown.graph.output}:
+        known = onnx.shape_inference.infer_shapes(model).graph.value_info
+        shown.graph.output.append(next(item for item in known if item.name == tensor))
+    data: bytes = shown.SerializeToString()
+    return data
+
+
 def _check_input(card: ModelCard, model: onnx.ModelProto) -> None:
     initialised = {item.name for item in model.graph.initializer}
     found = {item.name: item for item in model.graph.input if item.name not in initialised}
@@ -115,37 +144,50 @@ def _check_input(card: ModelCard, model: onnx.ModelProto) -> None:
         raise ModelCardError(
             f"model {card.name}: inputs {sorted(found)} in the file, {sorted(wanted)} on the card"
         )
+    if len(card.inputs) > 1:
+        raise ModelCardError(
+            f"model {card.name}: inputs {sorted(wanted)}; a model with one input, the image, is "
+            "served: make the others constants of the file"
+        )
     spec = card.inputs[0]
     shape = _shape(found[spec.name])
-    if len(shape) != 2 + len(spec.size) or shape[1] != 1 or tuple(shape[2:]) != spec.size:
+    if shape[1:] != [spec.channels, *spec.size]:
         raise ModelCardError(
             f"model {card.name}: input {spec.name!r} is {shape} in the file; the card's size "
-            f"{list(spec.size)} needs [batch, 1, {', '.join(map(str, spec.size))}]"
+            f"{list(spec.size)} needs [batch, {spec.channels}, {', '.join(map(str, spec.size))}]"
         )
-    if isinstance(shape[0], int):
+    if isinstance(shape[0], int) and spec.kind is not InputKind.VOLUME3D:
         raise ModelCardError(
             f"model {card.name}: input {spec.name!r} has a fixed batch of {shape[0]}; export it "
             "with a free one"
+        )
+    if isinstance(shape[0], int) and shape[0] != 1:
+        raise ModelCardError(
+            f"model {card.name}: input {spec.name!r} has a fixed batch of {shape[0]}; a volume is "
+            "run alone: export it with a free batch, or with 1"
         )
 
 
 def _check_output(card: ModelCard, model: onnx.ModelProto) -> None:
     found = {item.name: item for item in model.graph.output}
     spec = card.outputs[0]
+    if len(card.outputs) > 1:
+        names = [item.name for item in card.outputs]
+        raise ModelCardError(
+            f"model {card.name}: outputs {names} on the card; one is served: leave out the others, "
+            "or make a card for each"
+        )
     if spec.name not in found:
         raise ModelCardError(
             f"model {card.name}: outputs {sorted(found)} in the file, {spec.name!r} on the card"
         )
-    if spec.kind != "classification":
-        raise ModelCardError(
-            f"model {card.name}: output {spec.name!r}: kind {spec.kind} is not served yet; "
-            "classification is"
-        )
     shape = _shape(found[spec.name])
-    if len(shape) != 2 or shape[1] != len(spec.classes):
+    grid = card.inputs[0].size if spec.kind == "segmentation" else ()
+    if shape[1:] != [spec.channels, *grid]:
+        wanted = ", ".join(map(str, ("batch", spec.channels, *grid)))
         raise ModelCardError(
             f"model {card.name}: output {spec.name!r} is {shape} in the file; the card's "
-            f"{len(spec.classes)} classes need [batch, {len(spec.classes)}]"
+            f"{len(spec.classes)} classes need [{wanted}]"
         )
 
 

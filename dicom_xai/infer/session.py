@@ -148,13 +148,17 @@ class Session:
         counts = Counter(provider for provider in chosen.values() if provider)
         return dict(counts)
 
-    def run(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def run(
+        self, feeds: Mapping[str, torch.Tensor], wanted: Sequence[str] = ()
+    ) -> dict[str, torch.Tensor]:
         """One run; inputs and outputs stay on the device.
 
         Parameters
         ----------
         feeds : mapping
             Input name to a contiguous tensor on the session's device.
+        wanted : sequence of str
+            Names of outputs; all by default.
 
         Returns
         -------
@@ -173,7 +177,8 @@ class Session:
             held[name] = tensor.contiguous()
             self._bind(binding.bind_input, name, held[name])
         outputs = {}
-        for name, shape in self.outputs.items():
+        for name in wanted or self.outputs:
+            shape = self.outputs[name]
             sizes = [size if isinstance(size, int) else batch for size in shape]
             dtype = _TORCH_DTYPES[self._dtypes[name]]
             outputs[name] = torch.empty(sizes, dtype=dtype, device=self.device.torch)

@@ -47,7 +47,11 @@ def _finds_everything(card: ModelCard) -> ModelCard:
     classes = tuple(item.model_copy(update={"threshold": 1e-9}) for item in output.classes)
     scale = card.heatmap.model_copy(update={"threshold": 1e-9})
     return card.model_copy(
-        update={"outputs": (output.model_copy(update={"classes": classes}),), "heatmap": scale}
+        update={
+            "outputs": (output.model_copy(update={"classes": classes}),),
+            "heatmap": scale,
+            "stack": None,
+        }
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx
 import torch
 
-from dicom_xai.demo.networks import SmallResNet
+from dicom_xai.config import Grid, InputKind, ModelInput, Windowing, WindowSource
 from dicom_xai.demo.train import TASKS, Task, export
 
 #: Lower than any score and any map value of these models; higher than any of their scores.
@@ -23,7 +23,7 @@ _ALWAYS, _NEVER = 1e-9, 0.99999
 
 
 def write_models(folder: Path) -> Path:
-    """Write ``phantom-cxr`` and ``phantom-ct-head``, which find everything, and ``blind-cxr``.
+    """Write the bundled models' namesakes, which find everything, and ``blind-cxr``.
 
     The last is the first one's file with a card whose thresholds nothing reaches.
     """
@@ -51,9 +51,67 @@ def write_costly_model(folder: Path) -> Path:
     return folder
 
 
+class Brighter(torch.nn.Module):
+    """Segments what is brighter than the middle of its window: a truth that needs no training.
+
+    The logit of each cell is `steepness` times its value's distance from 0.5, by way of two
+    features, above and below.
+    """
+
+    def __init__(self, axes: int, channels: int = 1, steepness: float = 50.0) -> None:
+        super().__init__()
+        conv = torch.nn.Conv2d if axes == 2 else torch.nn.Conv3d
+        self.features = conv(channels, 2, 1)
+        self.head = conv(2, 1, 1)
+        with torch.no_grad():
+            self.features.weight.zero_()
+            self.features.weight[:, channels // 2] = torch.tensor([1.0, -1.0]).reshape(
+                2, *[1] * axes
+            )
+            self.features.bias.copy_(torch.tensor([-0.5, 0.5]))
+            self.head.weight.copy_(torch.tensor([steepness, -steepness]).reshape(1, 2, *[1] * axes))
+            self.head.bias.zero_()
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits, ``(batch, 1, *size)``."""
+        out: torch.Tensor = self.head(torch.relu(self.features(image)))
+        return out
+
+
+#: What the segmenters take: above 60 HU is bright; the head's own volume, or its slices by threes.
+_BRAIN = Windowing(source=WindowSource.FIXED, center=60.0, width=80.0)
+SEGMENTERS = {
+    "brighter-3d": ModelInput(
+        name="image",
+        kind=InputKind.VOLUME3D,
+        size=(24, 48, 48),
+        grid=Grid(spacing_mm=(6.0, 5.0, 5.0), orientation="SPL"),
+        windowing=_BRAIN,
+    ),
+    "brighter-slices": ModelInput(
+        name="image", kind=InputKind.SLICES, size=(64, 64), neighbours=1, windowing=_BRAIN
+    ),
+}
+
+
+def write_segmenters(folder: Path) -> Path:
+    """Add the segmentation models of `SEGMENTERS`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    task = TASKS["ct-head"]
+    for name, spec in SEGMENTERS.items():
+        path = folder / f"{name}.onnx"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            model = Brighter(len(spec.size), spec.channels).eval()
+            digest = export(model, replace(task, spec=spec), path)
+        described = replace(task, name=name, spec=spec)
+        _write_card(folder, name, described, digest, 0.5, kind="segmentation")
+    return folder
+
+
 def _export(task: Task, path: Path) -> str:
     torch.manual_seed(7)
-    model = SmallResNet(len(task.classes)).eval()
+    model = task.network(len(task.classes)).eval()
     model.gain = 1.0  # small weights: no score comes near 1
     with torch.no_grad():
         # with positive weights over features that are never negative no map is empty
@@ -65,7 +123,13 @@ def _export(task: Task, path: Path) -> str:
 
 
 def _write_card(
-    folder: Path, name: str, task: Task, digest: str, threshold: float, layer: str = "auto"
+    folder: Path,
+    name: str,
+    task: Task,
+    digest: str,
+    threshold: float,
+    layer: str = "auto",
+    kind: str = "classification",
 ) -> None:
     """A card in JSON, which is YAML too."""
     category = {"value": "49755003", "scheme": "SCT", "meaning": "Morphologically Abnormal"}
@@ -79,7 +143,7 @@ def _write_card(
         }
         for item in task.classes
     ]
-    output = {"name": "logits", "kind": "classification", "activation": "sigmoid"}
+    output = {"name": "logits", "kind": kind, "activation": "sigmoid"}
     card = {
         "name": name,
         "version": "1.0",

@@ -302,8 +302,11 @@ def case(
         heat = torch.zeros(total, MAP_SIZE, MAP_SIZE)
         for i in hot:
             heat[i] = (0.95 - 0.04 * (i % 8)) * blob(MAP_SIZE, MAP_SIZE, *_centre(c), 0.12)
-        attribution = Attribution(heat, 0.35, placements) if positive and method else None
-        findings.append(Finding(c, name.name, score, frame_scores, positive, attribution))
+        peaks = tuple(heat.amax(dim=(1, 2)).tolist())
+        attribution = Attribution(heat, 0.35, placements, peaks) if positive and method else None
+        findings.append(
+            Finding(c, name.name, score, frame_scores, frame_scores, positive, attribution)
+        )
     instances = tuple({f.instance.sop_instance_uid: f.instance for f in volume.frames}.values())
     job = Job(
         job_id=1,

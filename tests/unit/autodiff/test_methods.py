@@ -416,6 +416,20 @@ def test_the_top_class_of_a_segmentation_is_not_the_background() -> None:
     assert run(compiled.model, x)["attribution_class"].tolist() == [[1, 0], [1, 0]]
 
 
+@pytest.mark.parametrize("is_exclusive", [True, False])
+def test_whether_classes_compete_may_be_said_where_the_graph_does_not(is_exclusive: bool) -> None:
+    network, x = seeded(UNet()), image(2, 1, 16, 16)
+    plain = exported(network, x, "torchscript", 17)
+    select = TopClasses(1, is_exclusive=is_exclusive)
+    found = run(compile(plain, "saliency", select=select).model, x)
+    picture = x.clone().requires_grad_()
+    y = network(picture)
+    best = found["attribution_class"][:, 0].tolist()
+    regions = y.argmax(1, keepdim=True) == torch.arange(2)[:, None, None] if is_exclusive else y > 0
+    sum((y[n, c] * regions[n, c]).sum() for n, c in enumerate(best)).backward()
+    assert_close(found["attribution"], picture.grad.abs())
+
+
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"gradient-attention-rollout"}))
 def test_no_method_moves_a_prediction_or_depends_on_the_rest_of_the_batch(name: str) -> None:
     _, x, plain = case()

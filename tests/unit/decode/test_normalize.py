@@ -1,24 +1,29 @@
-"""What the model is given, and what a radiologist sees."""
+"""What a model of images or slices is given."""
 
 from __future__ import annotations
-
-from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
-from pydicom import dcmread
-from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
 
 from dicom_xai.config import InputKind, ModelInput, ResizeRule, Windowing, WindowSource
-from dicom_xai.decode.frames import to_frames
-from dicom_xai.decode.normalize import display, stack_inputs, to_model_input
-from dicom_xai.decode.pixels import decode
+from dicom_xai.decode.normalize import model_inputs
 from dicom_xai.errors import ModelInputError
-from tests.make.images import CPU, a_frame, an_instance, real_file
+from dicom_xai.study import Frame, Geometry, Inputs, Placement, Volume
+from tests.make.images import a_frame
 
 RAMP = np.linspace(-100, 200, 64 * 64, dtype=np.float32).reshape(64, 64)
 PERCENTILE = Windowing(source=WindowSource.PERCENTILE, low_percentile=0, high_percentile=100)
+
+
+def inputs_of(spec: ModelInput, *frames: Frame, geometry: Geometry = Geometry()) -> Inputs:  # noqa: B008
+    return model_inputs(Volume(frames, geometry), spec)
+
+
+def to_model_input(frame: Frame, spec: ModelInput) -> tuple[torch.Tensor, Placement]:
+    """One frame on the model's grid, ``(1, rows, columns)``."""
+    inputs = inputs_of(spec, frame)
+    return inputs.images[0], inputs.placements[0]
 
 
 def an_input(**changes: object) -> ModelInput:
@@ -29,91 +34,6 @@ def an_input(**changes: object) -> ModelInput:
         "windowing": PERCENTILE,
     }
     return ModelInput.model_validate({**given, **changes})
-
-
-# ------------------------------------------------------------------ display
-
-
-@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
-def test_the_first_window_is_applied_as_pydicom_does(function: str) -> None:
-    frame = a_frame(
-        RAMP, WindowCenter=["40", "300"], WindowWidth=["80", "9"], VOILUTFunction=function
-    )
-    frame.header.BitsStored = 12
-    frame.header.HighBit = 11
-    # pydicom windows into the stored range; a float window of 0..1 needs that range undone
-    expected = apply_windowing(RAMP.astype(np.float64), frame.header)
-    low, high = 0.0, 4095.0
-    if frame.header.PixelRepresentation:
-        low, high = -2048.0, 2047.0
-    expected = (expected - low) / (high - low)
-    np.testing.assert_allclose(display(frame).numpy(), expected, atol=1e-6)  # float32
-
-
-@pytest.mark.parametrize("name", ["vlut_04.dcm", "693_UNCR.dcm", "CT_small.dcm"])
-@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
-def test_a_real_file_looks_as_pydicom_shows_it(name: str) -> None:
-    data = real_file(name)
-    ds = dcmread(BytesIO(data))
-    (frame,) = to_frames(an_instance(), decode(data), CPU)
-    if "WindowCenter" not in ds and "VOILUTSequence" not in ds:
-        low, high = np.percentile(frame.values.numpy(), [0.5, 99.5])
-        expected = np.clip((frame.values.numpy() - low) / (high - low), 0, 1)
-    else:
-        shown = apply_voi_lut(apply_modality_lut(ds.pixel_array, ds), ds, prefer_lut=False)
-        expected = (shown - shown.min()) / (shown.max() - shown.min())
-    if frame.valid is not None:
-        expected = expected * frame.valid.numpy()
-    np.testing.assert_allclose(display(frame).numpy(), expected, atol=1e-5)  # float32
-
-
-def test_monochrome1_is_inverted_so_that_one_is_bright() -> None:
-    window = {"WindowCenter": "50", "WindowWidth": "301"}
-    plain = display(a_frame(RAMP, **window))
-    inverted = display(a_frame(RAMP, PhotometricInterpretation="MONOCHROME1", **window))
-    torch.testing.assert_close(inverted, 1 - plain)
-
-
-def test_an_image_without_window_spans_the_percentiles_of_its_valid_pixels() -> None:
-    values = RAMP.copy()
-    values[:32] = -2000
-    shown = display(a_frame(values, valid=values > -1000))
-    assert shown[:32].max() == 0
-    assert shown[32].min() < 0.01
-    assert shown.max() == 1
-
-
-@pytest.mark.parametrize(
-    "window",
-    [
-        {"WindowCenter": "50", "WindowWidth": "0"},
-        {"WindowCenter": "50", "WindowWidth": "-3"},
-        {"WindowCenter": "50"},
-        {"WindowCenter": "50", "WindowWidth": "10", "VOILUTFunction": "CUBIC"},
-    ],
-)
-def test_a_window_that_the_standard_does_not_allow_counts_as_none(window: dict[str, str]) -> None:
-    torch.testing.assert_close(display(a_frame(RAMP, **window)), display(a_frame(RAMP)))
-
-
-def test_padding_is_black_also_where_low_values_are_bright() -> None:
-    valid = np.ones(RAMP.shape, dtype=bool)
-    valid[0] = False
-    shown = display(a_frame(RAMP, valid=valid, PhotometricInterpretation="MONOCHROME1"))
-    assert shown[0].max() == 0
-    assert shown[1].min() > 0.9
-
-
-def test_an_image_of_padding_only_is_black() -> None:
-    shown = display(a_frame(RAMP, valid=np.zeros(RAMP.shape, dtype=bool)))
-    assert not shown.any()
-
-
-def test_a_flat_image_is_shown_without_division_by_zero() -> None:
-    assert torch.isfinite(display(a_frame(np.full((8, 8), 7.0)))).all()
-
-
-# ------------------------------------------------------------------ model input
 
 
 def test_a_fixed_window_is_in_modality_units() -> None:
@@ -189,20 +109,66 @@ def test_padding_holds_the_lowest_value() -> None:
     assert (image[0, :, :20] == -1).all()
 
 
-def test_frames_of_a_stack_are_placed_one_by_one() -> None:
-    frames = (a_frame(RAMP), a_frame(RAMP[:32]))
-    images, placements = stack_inputs(frames, an_input())
-    assert images.shape == (2, 1, 64, 64)
-    assert [placement.source_size for placement in placements] == [(64, 64), (32, 64)]
-    torch.testing.assert_close(images[1], to_model_input(frames[1], an_input())[0])
+def test_frames_of_several_sizes_are_placed_one_by_one() -> None:
+    frames = (a_frame(RAMP), a_frame(RAMP[:32]), a_frame(RAMP))
+    inputs = inputs_of(an_input(), *frames)
+    assert inputs.images.shape == (3, 1, 64, 64)
+    assert [each.source_size for each in inputs.placements] == [(64, 64), (32, 64), (64, 64)]
+    for frame, image in zip(frames, inputs.images, strict=True):
+        assert torch.equal(image, to_model_input(frame, an_input())[0])
 
 
-def test_an_input_of_three_dimensions_is_refused() -> None:
-    spec = an_input(kind=InputKind.VOLUME3D, size=(8, 64, 64))
-    with pytest.raises(ModelInputError, match="a frame fits rows and columns only"):
-        to_model_input(a_frame(RAMP), spec)
+@pytest.mark.parametrize("source", list(WindowSource))
+def test_a_long_stack_is_prepared_as_each_of_its_slices_is_alone(source: WindowSource) -> None:
+    spec = an_input(
+        kind=InputKind.SLICES,
+        size=(40, 30),
+        windowing=Windowing(source=source, center=40, width=90),
+        scaling=(-1, 1),
+    )
+    frames = [
+        a_frame(RAMP + n, WindowCenter=str(n), WindowWidth="100", PhotometricInterpretation=p)
+        for n, p in zip(range(37), ["MONOCHROME2", "MONOCHROME1", "MONOCHROME2"] * 13)  # noqa: B905
+    ]
+    together = inputs_of(spec, *frames).images
+    alone = torch.stack([to_model_input(frame, spec)[0] for frame in frames])
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)  # kernels block differently
+
+
+def test_the_margins_of_a_letterbox_are_outside() -> None:
+    inputs = inputs_of(an_input(), a_frame(np.ones((100, 50))))
+    assert inputs.inside.shape == (1, 64, 64)
+    assert inputs.inside[0, :, 16:48].all()
+    assert inputs.inside.sum() == 64 * 32
+
+
+def test_a_cell_is_a_volume_where_spacings_are_known() -> None:
+    spaced = Geometry(pixel_spacing_mm=(0.5, 0.25), slice_spacing_mm=4.0)
+    spec = an_input(size=(32, 16), resize=ResizeRule.STRETCH)
+    inputs = inputs_of(spec, a_frame(RAMP), geometry=spaced)
+    assert inputs.cell_ml == pytest.approx(1.0 * 1.0 * 4.0 / 1000)
+    assert inputs_of(spec, a_frame(RAMP)).cell_ml is None
+
+
+def test_neighbours_are_channels_and_ends_are_repeated() -> None:
+    fixed = Windowing(source=WindowSource.FIXED, center=2, width=4)
+    spec = an_input(kind=InputKind.SLICES, neighbours=2, size=(4, 4), windowing=fixed)
+    inputs = inputs_of(spec, *(a_frame(np.full((4, 4), n)) for n in range(4)))
+    assert inputs.images.shape == (4, 5, 4, 4)
+    assert (inputs.images[:, :, 0, 0] * 4).tolist() == [
+        [0, 0, 0, 1, 2],
+        [0, 0, 1, 2, 3],
+        [0, 1, 2, 3, 3],
+        [1, 2, 3, 3, 3],
+    ]
+
+
+def test_slices_of_several_sizes_have_no_neighbours() -> None:
+    spec = an_input(kind=InputKind.SLICES, neighbours=1)
+    with pytest.raises(ModelInputError, match="several sizes have no neighbours"):
+        inputs_of(spec, a_frame(RAMP), a_frame(RAMP[:32]))
 
 
 def test_no_frames_are_refused() -> None:
     with pytest.raises(ModelInputError, match="no frames"):
-        stack_inputs((), an_input())
+        inputs_of(an_input())

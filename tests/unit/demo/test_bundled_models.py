@@ -13,12 +13,13 @@ import torch
 
 from dicom_xai.config import ModelCard, parse
 from dicom_xai.decode.frames import to_frames
-from dicom_xai.decode.normalize import stack_inputs
+from dicom_xai.decode.normalize import model_inputs
 from dicom_xai.decode.pixels import decode
 from dicom_xai.demo.phantom import HAEMORRHAGE, Phantom, chest, head_ct, to_bytes
 from dicom_xai.demo.train import TASKS, area_under_curve
 from dicom_xai.infer.model import Model
 from dicom_xai.infer.session import Device
+from dicom_xai.study import Geometry, Volume
 from tests.make.images import CPU, an_instance
 
 FOLDER = Path(__file__).parents[3] / "config" / "models"
@@ -39,8 +40,8 @@ def scores(name: str, phantom: Phantom) -> np.ndarray:
     frames = tuple(
         to_frames(an_instance(ds), decode(to_bytes(ds)), CPU)[0] for ds in phantom.datasets
     )
-    images, _ = stack_inputs(frames, card(name).inputs[0])
-    raw = model.session.run({model.input_name: images})[model.output_name]
+    inputs = model_inputs(Volume(frames, Geometry()), card(name).inputs[0])
+    raw = model.session.run({model.input_name: inputs.images})[model.output_name]
     return model.scores(raw).numpy()
 
 

@@ -15,9 +15,9 @@ from pydicom import dcmread
 from dicom_xai.config import StackRule
 from dicom_xai.decode.frames import to_frames
 from dicom_xai.decode.geometry import stack
-from dicom_xai.decode.normalize import display
 from dicom_xai.decode.pixels import decode
 from dicom_xai.decode.planes import planes_of
+from dicom_xai.decode.window import display
 from dicom_xai.demo.phantom import (
     CHEST_FINDINGS,
     HAEMORRHAGE,
@@ -95,7 +95,7 @@ def test_a_lesion_differs_from_the_lung_beside_it_in_the_right_sense(
     for seed in range(8):
         phantom = a_chest(seed, findings={finding}, photometric="MONOCHROME2")
         (frame,) = to_frames(an_instance(), decode(phantom.files[0]), CPU)
-        shown, mask = display(frame).numpy(), phantom.truth[finding][0]
+        shown, mask = display([frame])[0].numpy(), phantom.truth[finding][0]
         rows, columns = np.nonzero(mask)
         middle = shown[rows, columns].mean()
         mirrored = shown[:, ::-1][rows, columns].mean()  # the other lung, at the same height
@@ -109,7 +109,7 @@ def test_monochrome1_and_2_show_the_same_picture() -> None:
         phantom = a_chest(findings=(), photometric=photometric)
         assert phantom.datasets[0].PhotometricInterpretation == photometric
         (frame,) = to_frames(an_instance(), decode(phantom.files[0]), CPU)
-        shown.append(display(frame).numpy())
+        shown.append(display([frame])[0].numpy())
     # one grey level of 4095, twice rounded, in a window of about half of them
     np.testing.assert_allclose(shown[0], shown[1], atol=0.003)
 

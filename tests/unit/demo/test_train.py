@@ -13,7 +13,8 @@ import torch
 from dicom_xai.config import ModelCard, ModelInput, parse
 from dicom_xai.demo import train
 from dicom_xai.demo.networks import SmallResNet, multiply_adds
-from dicom_xai.study import Placement
+from dicom_xai.study import Geometry, Placement, Volume, VolumePlacement
+from tests.make.images import a_frame
 
 
 @pytest.fixture
@@ -78,24 +79,68 @@ def test_area_under_the_curve_counts_ordered_pairs(
     assert train.area_under_curve(scores, labels) == area
 
 
-def test_the_cover_of_a_cell_follows_the_placement() -> None:
+def test_the_cover_of_a_cell_takes_the_way_of_the_image() -> None:
     mask = np.zeros((1, 64, 32), dtype=bool)
     mask[0, :32] = True
-    placement = Placement((64, 32), (64, 64), (1.0, 1.0), (0.0, 16.0))
-    cover = train._cover(mask, placement)
-    assert cover.shape == (1, 8, 8)
-    np.testing.assert_array_equal(cover[0, :4, 2:6], 1)
+    spec = train.TASKS["cxr"].spec.model_copy(update={"size": (64, 64)})
+    volume = Volume((a_frame(np.zeros((64, 32))),), Geometry())
+    cover = train._cover(volume, mask, spec, (8, 8))
+    assert cover.shape == (8, 8)
+    np.testing.assert_array_equal(cover[:4, 2:6], 1)
     assert cover.sum() == 16
+
+
+def test_the_cover_of_a_volume_lies_where_the_lesion_does() -> None:
+    task = train.TASKS["ct-3d"]
+    (sample,) = train._samples_of(task, 3, True, bleeding_index(task))
+    assert sample.image.shape == (1, 32, 96, 96)
+    assert sample.cover.shape == (1, 16, 24, 24)
+    truth = torch.from_numpy(sample.truth[0])
+    first, last = sample.placements[0], sample.placements[-1]
+    centre = np.argwhere(truth.numpy()).mean(axis=0)
+    part = centre[0] / (len(truth) - 1)
+    origin = np.array(first.origin) * (1 - part) + np.array(last.origin) * part
+    place = origin + centre[1] * np.array(first.per_row) + centre[2] * np.array(first.per_column)
+    cells = np.indices(sample.cover.shape[1:]) + 0.5
+    found = (cells * sample.cover[0]).sum(axis=(1, 2, 3)) / sample.cover.sum()
+    # a tenth of a cell: the mask's border falls between slices and cells
+    np.testing.assert_allclose(found, place / (2, 4, 4), atol=0.1)
+
+
+def bleeding_index(task: train.Task) -> int:
+    """The number of a phantom with a lesion, from the seed of these tests."""
+    for index in range(20):
+        rng = np.random.default_rng([3, index])
+        rng.integers(24, 41)
+        if rng.random() < 0.5:
+            return index
+    raise AssertionError(task.name)
 
 
 def test_pointing_asks_the_source_pixel_under_the_maximum() -> None:
     raw = torch.zeros(8, 8)
     raw[2, 3] = 1  # the cell's middle: row 20, column 28 of the input
-    truth = np.zeros((1, 128, 64), dtype=bool)
-    truth[0, 40, 24] = True  # scale 0.5 and 1, offset 0 and 4
+    truth = np.zeros((1, 1, 128, 64), dtype=bool)
+    truth[0, 0, 40, 24] = True  # scale 0.5 and 1, offset 0 and 4
     placement = Placement((128, 64), (64, 64), (0.5, 1.0), (0.0, 4.0))
     nothing = np.zeros((1, 8, 8), dtype=np.float32)
-    sample = train.Sample(np.zeros((1, 64, 64), np.float16), nothing, truth, placement)
+    sample = train.Sample(np.zeros((1, 64, 64), np.float16), nothing, truth, (placement,))
+    assert train._points_inside(raw, sample, 0)
+    moved = dataclasses.replace(sample, truth=np.roll(truth, 1, axis=2))
+    assert not train._points_inside(raw, moved, 0)
+
+
+def test_pointing_asks_the_voxel_under_the_maximum() -> None:
+    raw = torch.zeros(4, 8, 8)
+    raw[2, 3, 5] = 1  # the cell's middle: 10, 14, 22 of the input
+    placements = tuple(
+        VolumePlacement((40, 50), (16, 32, 32), (11.0 - n, 2.0, 31.0), (0, 0.5, 0), (0, 0, -0.25))
+        for n in range(4)
+    )
+    truth = np.zeros((1, 4, 40, 50), dtype=bool)
+    truth[0, 1, 24, 36] = True
+    nothing = np.zeros((1, 4, 8, 8), dtype=np.float32)
+    sample = train.Sample(np.zeros((1, 16, 32, 32), np.float16), nothing, truth, placements)
     assert train._points_inside(raw, sample, 0)
     moved = dataclasses.replace(sample, truth=np.roll(truth, 1, axis=1))
     assert not train._points_inside(raw, moved, 0)
@@ -107,6 +152,17 @@ def test_the_same_seed_makes_the_same_samples() -> None:
     for first, second in zip(one, other, strict=True):
         np.testing.assert_array_equal(first.image, second.image)
         np.testing.assert_array_equal(first.cover, second.cover)
+
+
+def test_a_network_of_volumes_adds_up_its_maps_too() -> None:
+    torch.manual_seed(7)
+    network = train.TASKS["ct-3d"].network(2).eval()
+    image = torch.randn(2, 1, 8, 16, 16)
+    maps = network.maps(network.features(image))
+    assert maps.shape == (2, 2, 4, 4, 4)
+    torch.testing.assert_close(
+        maps.sum(dim=(2, 3, 4)) + network.head.bias, network(image), atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.fixture

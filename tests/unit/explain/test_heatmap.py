@@ -1,14 +1,16 @@
-"""Raw maps onto the absolute scale and onto the source's pixels."""
+"""Findings, and their maps and regions on absolute scales."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
 from dicom_xai.config import (
     Code,
+    Grid,
     HeatmapScale,
     ModelCard,
     ModelClass,
@@ -17,13 +19,18 @@ from dicom_xai.config import (
     Windowing,
     WindowSource,
 )
-from dicom_xai.explain.heatmap import explain, to_source
-from dicom_xai.study import Placement, Prediction
+from dicom_xai.explain.heatmap import explain
+from dicom_xai.study import Placement, Prediction, VolumePlacement
 
 CODE = Code(value="1", scheme="99TEST", meaning="test")
 
 
-def card(*thresholds: float, full_scale: float = 2.0, threshold: float = 0.5) -> ModelCard:
+def card(
+    *thresholds: float, full_scale: float = 2.0, threshold: float = 0.5, is_volume: bool = False
+) -> ModelCard:
+    grid = Grid(spacing_mm=(1, 1, 1), orientation="SPL")
+    shape = {"kind": "volume3d", "size": (4, 8, 8), "grid": grid}
+    flat = {"kind": "image2d", "size": (8, 8)}
     return ModelCard(
         name="test",
         version="1",
@@ -35,9 +42,8 @@ def card(*thresholds: float, full_scale: float = 2.0, threshold: float = 0.5) ->
         inputs=(
             ModelInput(
                 name="image",
-                kind="image2d",
-                size=(8, 8),
                 windowing=Windowing(source=WindowSource.PERCENTILE),
+                **(shape if is_volume else flat),
             ),
         ),
         outputs=(
@@ -62,6 +68,7 @@ def prediction(scores, targets=None, maps=None) -> Prediction:
     frames = len(scores)
     return Prediction(
         scores=scores,
+        unit_scores=scores.max(axis=0),
         target_classes=np.empty((frames, 0), np.int64) if targets is None else np.asarray(targets),
         raw_maps=None if maps is None else torch.as_tensor(maps, dtype=torch.float32),
         placements=(Placement((8, 8), (8, 8)),) * frames,
@@ -115,38 +122,67 @@ def test_without_maps_the_note_says_why():
     assert (made.method, made.note) == ("", "no time")
 
 
-@pytest.mark.parametrize("source", [(64, 64), (100, 40), (17, 33)])
-def test_a_stretched_map_equals_torchs_bilinear_interpolation(source):
-    heat = torch.rand((5, 7), generator=torch.Generator().manual_seed(0))
-    placement = Placement(source, (80, 56), (80 / source[0], 56 / source[1]))
-    expected = functional.interpolate(heat[None, None], source, mode="bilinear")[0, 0]
-    # float32 rounding of two matrix products
-    assert torch.allclose(to_source(heat, placement), expected, atol=1e-5)
+def test_frames_weigh_as_they_score():
+    made = explain(prediction([[0.1], [0.7], [0.3]]), card(0.5), 1, "", "")
+    assert made.findings[0].frame_weights == made.findings[0].frame_scores
 
 
-def test_a_letterboxed_source_sees_the_middle_of_the_map():
-    # a 40 x 80 source on an 80 x 80 grid: rows 20 to 60 of the grid are image
-    placement = Placement((40, 80), (80, 80), (1.0, 1.0), (20.0, 0.0))
-    heat = torch.zeros((8, 8))
-    heat[4, 2] = 1.0  # grid rows 40 to 50, columns 20 to 30; centre (45, 25)
-    seen = to_source(heat, placement)
-    assert seen.shape == (40, 80)
-    assert np.unravel_index(int(seen.argmax()), seen.shape) in [
-        (24, 24),
-        (24, 25),
-        (25, 24),
-        (25, 25),
-    ]
+# ------------------------------------------------------------------ volumes and segmentations
+
+#: Three slices across the first, second and last of four planes of an 8 x 8 grid.
+SLICES = tuple(
+    VolumePlacement((8, 8), (4, 8, 8), (plane + 0.5, 0.5, 0.5), (0, 1, 0), (0, 0, 1))
+    for plane in (0, 1, 3)
+)
 
 
-def test_interpolation_never_exceeds_the_maps_own_maximum():
-    heat = torch.rand((6, 6), generator=torch.Generator().manual_seed(1))
-    seen = to_source(heat, Placement((123, 77), (48, 48), (48 / 123, 48 / 77)))
-    assert float(seen.max()) <= float(heat.max()) + 1e-6
+def volume_prediction(**changes) -> Prediction:
+    given = {
+        "scores": np.array([[0.8]], np.float32),
+        "unit_scores": np.array([0.8], np.float32),
+        "target_classes": np.array([[0]]),
+        "raw_maps": None,
+        "placements": SLICES,
+    }
+    return Prediction(**{**given, **changes})
 
 
-def test_outside_the_input_grid_there_is_no_heat():
-    placement = Placement((30, 30), (10, 10), (1.0, 1.0), (-10.0, -10.0))
-    seen = to_source(torch.ones((5, 5)), placement)
-    assert seen[10:20, 10:20].min() == 1
-    assert seen.sum() == 100
+def test_a_volume_weighs_each_slice_by_the_heat_that_it_can_show():
+    maps = torch.zeros((1, 1, 4, 8, 8))
+    maps[0, 0, 1, 2, 3] = 3.0
+    (finding,) = explain(
+        volume_prediction(raw_maps=maps), card(0.5, is_volume=True), 1, "m", "l"
+    ).findings
+    assert finding.attribution.heat.shape == (4, 8, 8)
+    assert finding.frame_weights == finding.attribution.frame_peaks == (0.0, 1.5, 0.0)
+    assert finding.frame_scores == pytest.approx((0.8, 0.8, 0.8))
+
+
+def test_a_volume_without_map_weighs_all_slices_the_same():
+    (finding,) = explain(volume_prediction(), card(0.5, is_volume=True), 1, "", "").findings
+    assert finding.frame_weights == pytest.approx((0.8, 0.8, 0.8))
+
+
+def test_a_segmentation_has_a_region_with_its_volume():
+    probabilities = torch.zeros((1, 1, 4, 8, 8))
+    probabilities[0, 0, 3, :2, :2] = 0.9
+    probabilities[0, 0, 0, 0, 0] = 0.4
+    (finding,) = explain(
+        volume_prediction(probabilities=probabilities, cell_ml=0.25),
+        card(0.5, is_volume=True),
+        1,
+        "",
+        "",
+    ).findings
+    assert finding.region.volume_ml == 1.0
+    assert finding.region.threshold == 0.5
+    assert finding.region.frame_peaks == pytest.approx((0.4, 0.0, 0.9))
+    assert finding.frame_scores == finding.frame_weights == finding.region.frame_peaks
+
+
+def test_a_region_without_spacings_has_no_volume():
+    made = prediction([[0.9]])
+    probabilities = torch.ones((1, 1, 8, 8))
+    made = dataclasses.replace(made, probabilities=probabilities)
+    (finding,) = explain(made, card(0.5), 1, "", "").findings
+    assert finding.region.volume_ml is None

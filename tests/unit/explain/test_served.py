@@ -13,10 +13,10 @@ from onnx import numpy_helper
 
 from dicom_xai.errors import ModelCardError, StudyError
 from dicom_xai.explain import EXPLAINERS
-from dicom_xai.explain import served as served_module
 from dicom_xai.explain.served import ServedModel
+from dicom_xai.infer.model import BATCH_SIZE
 from dicom_xai.infer.session import Device, Session
-from dicom_xai.study import Placement
+from dicom_xai.study import Inputs, Placement
 
 CPU = Device("cpu")
 GRAD_CAM = [EXPLAINERS["grad-cam"]]
@@ -27,13 +27,21 @@ def served(cxr_card) -> ServedModel:
     return ServedModel(cxr_card, CPU, GRAD_CAM, 3, 1)
 
 
-def images(served: ServedModel, count: int) -> torch.Tensor:
+def images(served: ServedModel, count: int) -> Inputs:
     generator = torch.Generator().manual_seed(5)
-    return torch.rand((count, 1, *served.card.inputs[0].size), generator=generator)
+    size = served.card.inputs[0].size
+    return Inputs(
+        images=torch.rand((count, 1, *size), generator=generator),
+        placements=(Placement((256, 256), (256, 256)),) * count,
+        inside=torch.ones((count, *size), dtype=torch.bool),
+        cell_ml=None,
+    )
 
 
-def placements(count: int) -> tuple[Placement, ...]:
-    return (Placement((256, 256), (256, 256)),) * count
+def part(inputs: Inputs, chosen: slice) -> Inputs:
+    return Inputs(
+        inputs.images[chosen], inputs.placements[chosen], inputs.inside[chosen], inputs.cell_ml
+    )
 
 
 def test_the_prediction_is_bit_identical_to_the_plain_models(served):
@@ -43,13 +51,13 @@ def test_the_prediction_is_bit_identical_to_the_plain_models(served):
     assert set(test.backward_nodes) == {"CPUExecutionProvider"}
     plain = Session(onnx.load(served.card.file).SerializeToString(), CPU, 1)
     batch = images(served, 3)
-    expected = torch.sigmoid(plain.run({"image": batch})["logits"]).numpy()
-    found = served.predict(batch, placements(3), "grad-cam")
+    expected = torch.sigmoid(plain.run({"image": batch.images})["logits"]).numpy()
+    found = served.predict(batch, "grad-cam")
     assert np.array_equal(found.scores, expected)
 
 
 def test_one_run_gives_scores_maps_and_the_class_each_map_explains(served):
-    found = served.predict(images(served, 2), placements(2), "grad-cam")
+    found = served.predict(images(served, 2), "grad-cam")
     assert found.scores.shape == (2, 3)
     assert found.raw_maps.shape[:2] == (2, 3)
     assert sorted(found.target_classes[0]) == [0, 1, 2]
@@ -57,26 +65,30 @@ def test_one_run_gives_scores_maps_and_the_class_each_map_explains(served):
 
 
 def test_a_long_series_is_run_in_batches_with_the_same_answer_for_each_image(served):
-    count = served_module.BATCH_SIZE + 3
-    batch = images(served, count)
-    together = served.predict(batch, placements(count), "grad-cam")
-    alone = served.predict(batch[-1:], placements(1), "grad-cam")
+    batch = images(served, BATCH_SIZE + 3)
+    together = served.predict(batch, "grad-cam")
+    alone = served.predict(part(batch, slice(-1, None)), "grad-cam")
     # another batch size may block convolutions differently: last bits of float32
     assert np.allclose(together.scores[-1], alone.scores[0], atol=1e-6)
     assert torch.allclose(together.raw_maps[-1], alone.raw_maps[0], rtol=1e-4, atol=1e-7)
 
 
+def test_it_gives_way_after_each_run_on_the_device(served):
+    run = served.batches(images(served, 2 * BATCH_SIZE + 1), "")
+    assert list(run) == [BATCH_SIZE, 2 * BATCH_SIZE, 2 * BATCH_SIZE + 1]
+
+
 def test_a_prediction_without_explanation_has_no_maps(served):
-    found = served.predict(images(served, 2), placements(2), "")
+    found = served.predict(images(served, 2), "")
     assert found.raw_maps is None
     assert found.target_classes.shape == (2, 0)
 
 
 def test_values_that_are_not_finite_fail_the_study(served):
     broken = images(served, 1)
-    broken[0, 0, 0, 0] = float("nan")
+    broken.images[0, 0, 0, 0] = float("nan")
     with pytest.raises(StudyError, match="not finite"):
-        served.predict(broken, placements(1), "grad-cam")
+        served.predict(broken, "grad-cam")
 
 
 def test_a_changed_file_is_refused_with_both_hashes(cxr_card, tmp_path):
