@@ -161,7 +161,11 @@ def compile(
         layer_shape=looked_at.shape,
         backward=tuple(node.name for node in added),
         equals=equal_methods(graph, way, scores, picture, is_linear=is_linear),
-        warnings=way.warnings + (way.warnings_when_signed if is_signed else ()),
+        warnings=(
+            *way.warnings,
+            *(way.warnings_when_signed if is_signed else ()),
+            *dict.fromkeys(graph.notes),
+        ),
     )
     return Compiled(compiled, report)
 

@@ -231,6 +231,8 @@ class Graph:
         The model's nodes for the walk: functions that are spelled out are one node.
     stretches : dict of str to Stretch
         Tensors that are known to be zero elsewhere, by name.
+    notes : list of str
+        What rules have to say to a reader of the map.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -244,6 +246,7 @@ class Graph:
         self._written: dict[Any, tuple[Tensor, ...]] = {}
         self._makers: dict[str, onnx.NodeProto] = {}
         self.stretches: dict[str, Stretch] = {}
+        self.notes: list[str] = []
         self._constants: dict[Any, Tensor] = {}
 
     def tensor(self, name: str) -> Tensor:

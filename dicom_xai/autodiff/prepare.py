@@ -33,6 +33,9 @@ OLDEST_OPSET = 13
 HINT_ELEMENTS = 1024
 """Values up to this size are shown to shape inference (shapes, axes, scales)."""
 
+EVALUATED_FROM = {"QuantizeLinear": 19, "DequantizeLinear": 19}
+"""Operators that onnx evaluates from an opset on only; what older ones could do is unchanged."""
+
 RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
      "Multinomial"}
@@ -182,7 +185,9 @@ class World:
     def _evaluate(self, node: onnx.NodeProto) -> None:
         inputs = sorted({name for name in node.input if name})
         outputs = [name for name in node.output if name]
-        function = helper.make_function("", "one", inputs, outputs, [node], self._imports())
+        opsets = {**self._opsets, "": max(self._opsets[""], EVALUATED_FROM.get(node.op_type, 0))}
+        imports = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+        function = helper.make_function("", "one", inputs, outputs, [node], imports)
         feeds = {name: self.value(name) for name in inputs}
         with np.errstate(all="ignore"):
             results = ReferenceEvaluator(function).run(None, feeds, attributes={})

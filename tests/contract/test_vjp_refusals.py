@@ -17,8 +17,8 @@ WEIGHTS = np.ones((3, 2, 3, 3))
 INDEX = np.zeros((5, 2), np.int64)
 
 REFUSED = [
-    (case("Conv", (5, 2, 6, 6), (3, 2, 3, 3)), "weights"),
-    (case("ConvTranspose", (5, 3, 6, 6), (3, 2, 3, 3)), "weights"),
+    (case("LSTM", (5, 2, 3), np.ones((1, 16, 3)), np.ones((1, 16, 4)), hidden_size=4), "eigen-cam"),
+    (case("GRU", (5, 2, 3), np.ones((1, 12, 3)), np.ones((1, 12, 4)), hidden_size=4), "unrolled"),
     (case("Einsum", (5, 5), equation="ii->i"), "diagonal"),
     (case("MaxPool", (5, 1, 6, 6), kernel_shape=[2, 2], storage_order=1, outputs=2), "column"),
     (case("Clip", (5, 3), (), np.array(1.0)), "input 1"),

@@ -170,4 +170,5 @@ def test_rounding_to_8_bits_is_passed_straight_through_and_clipping_stops(
 
 def test_every_rule_is_in_a_table() -> None:
     tested = {item.op_type for item in test_vjp_rules.CASES} | {line[0].op_type for line in SMOOTH}
-    assert set(GRADIENT) - tested == {"QuantizeLinear", "DequantizeLinear"}
+    refused = {"LSTM", "GRU", "RNN"}
+    assert set(GRADIENT) - tested == {"QuantizeLinear", "DequantizeLinear"} | refused

@@ -19,6 +19,7 @@ from . import (
     norm,
     pooling,
     quantised,
+    recurrent,
     reduce,
     resample,
 )
@@ -34,6 +35,7 @@ GRADIENT: Rules = {
     **index.RULES,
     **resample.RULES,
     **quantised.RULES,
+    **recurrent.RULES,
 }
 """The plain gradient: vector-Jacobian products, checked against finite differences."""
 

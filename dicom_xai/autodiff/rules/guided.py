@@ -21,7 +21,7 @@ def deconvnet_relu(n: Call, g: Tensor) -> Cotangents:
 
 
 def undefined(n: Call, g: Tensor) -> Cotangents:
-    """Any other activation."""
+    """Any other activation, and what may hold one."""
     raise n.refuse(
         "guided backpropagation and deconvnet are defined for Relu only; use saliency, "
         "input-x-gradient or a CAM method"
@@ -30,8 +30,9 @@ def undefined(n: Call, g: Tensor) -> Cotangents:
 
 OTHERS = (
     "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Gelu", "Swish", "Mish", "HardSwish", "Softplus",
-    "Softsign", "ThresholdedRelu", "Erf", "Sigmoid", "Tanh", "HardSigmoid",
+    "Softsign", "ThresholdedRelu", "Erf", "Sigmoid", "Tanh", "HardSigmoid", "QuantizeLinear",
 )  # fmt: skip
+"""Quantising tools drop a Relu before QuantizeLinear, whose lower end then takes its place."""
 
 
 def replaced(gradient: Rules, relu: Rule) -> Rules:

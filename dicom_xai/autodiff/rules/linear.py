@@ -6,6 +6,7 @@ The derivative with respect to the data is the transposed map, which needs the w
 from __future__ import annotations
 
 import string
+from dataclasses import replace
 
 import numpy as np
 
@@ -95,12 +96,42 @@ def spelled_out(n: Call) -> tuple[list[str], str]:
 
 def conv(n: Call, g: Tensor) -> Cotangents:
     """The transposed convolution of g with the same weights."""
-    if n.wanted[1]:
-        raise n.refuse("its weights depend on the input; make them constants")
-    w, group = n.input(1), n.attribute("group", 1)
+    x, w, group = n.input(0), n.input(1), n.attribute("group", 1)
     spec = window_of(n, [w.size(axis) for axis in range(2, w.rank)])
     transpose = correlate if max(spec.strides) == 1 else transposed
-    return transpose(n.graph, g, w, spec, group), None, bias_part(n, g)
+    return (
+        transpose(n.graph, g, w, spec, group) if n.wanted[0] else None,
+        weights_part(x, g, spec, group) if n.wanted[1] else None,
+        bias_part(n, g),
+    )
+
+
+def weights_part(wide: Tensor, narrow: Tensor, spec: Window, group: int) -> Tensor:
+    """What each weight of a convolution from `wide` to `narrow` meets, summed over all windows.
+
+    A convolution too, of channels by channels: batch and channel change places within each group,
+    strides and dilations theirs.
+    """
+    graph, ends = wide.graph, [max(end, 0) for end in spec.ends]
+    for axis, end in enumerate(spec.ends, start=2):
+        wide = wide.slice(axis, 0, end) if end < 0 else wide
+    space = list(range(3, wide.rank + 1))
+
+    def by_group(t: Tensor) -> tuple[Tensor, list[int]]:
+        sizes = [t.size(axis) for axis in range(2, t.rank)]
+        return t.reshape(-1, group, t.size(1) // group, *sizes), sizes
+
+    (across, data), (down, taps) = by_group(wide), by_group(narrow)
+    found = graph.op(
+        "Conv",
+        across.transpose([2, 1, 0, *space]).reshape(wide.size(1) // group, -1, *data),
+        down.transpose([1, 2, 0, *space]).reshape(narrow.size(1), -1, *taps),
+        strides=spec.dilations,
+        dilations=spec.strides,
+        pads=[*spec.starts, *ends],
+        group=group,
+    )
+    return found.transpose([1, 0, *range(2, found.rank)])
 
 
 def bias_part(n: Call, g: Tensor) -> Tensor | None:
@@ -189,14 +220,19 @@ def scaled(g: Tensor, factor: Tensor) -> Tensor:
 
 def conv_transpose(n: Call, g: Tensor) -> Cotangents:
     """The convolution of g with the same weights."""
-    if n.wanted[1]:
-        raise n.refuse("its weights depend on the input; make them constants")
-    w, bias = n.input(1), bias_part(n, g)
+    x, w, bias = n.input(0), n.input(1), bias_part(n, g)
+    group = n.attribute("group", 1)
     spec = transposed_window_of(n, [w.size(axis) for axis in range(2, w.rank)])
     # Output padding shows as a negative far pad: no weight reaches those positions of g.
     for axis, end in enumerate(spec.ends):
         if end < 0:
             g = g.slice(axis + 2, 0, end)
+    ends = [max(end, 0) for end in spec.ends]
+    weights = None
+    if n.wanted[1]:
+        weights = weights_part(g, x, replace(spec, ends=ends), group)
+    if not n.wanted[0]:
+        return None, weights, bias
     found = n.graph.op(
         "Conv",
         g,
@@ -204,10 +240,10 @@ def conv_transpose(n: Call, g: Tensor) -> Cotangents:
         kernel_shape=spec.kernel,
         strides=spec.strides,
         dilations=spec.dilations,
-        pads=[*spec.starts, *(max(end, 0) for end in spec.ends)],
-        group=n.attribute("group", 1),
+        pads=[*spec.starts, *ends],
+        group=group,
     )
-    return found, None, bias
+    return found, weights, bias
 
 
 def swap(matrix: Tensor) -> Tensor:

@@ -12,6 +12,11 @@ from onnx import helper
 from ..call import Call, Cotangents, Rules
 from ..emit import Tensor
 
+STRAIGHT_THROUGH = (
+    "the model rounds to few bits, which has no derivative: the gradient passes as if nothing were "
+    "rounded (straight-through estimator)"
+)
+
 
 def scale_of(n: Call) -> Tensor:
     """The scale, ready to multiply the data."""
@@ -28,6 +33,7 @@ def quantize_linear(n: Call, g: Tensor) -> Cotangents:
     x, kind = n.input(), helper.tensor_dtype_to_np_dtype(n.output().dtype)
     if kind not in (np.int8, np.uint8, np.int16, np.uint16):
         raise n.refuse("its type is not an integer of 8 or 16 bits; quantise to one")
+    n.graph.notes.append(STRAIGHT_THROUGH)
     scale = scale_of(n).cast(x.dtype)
     level = n.graph.op("Round", x / scale)
     zero = n.optional(2)
