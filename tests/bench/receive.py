@@ -1,4 +1,9 @@
-"""Receiving CT slices: our receiver, durable, beside DCMTK's storescp, which syncs nothing."""
+"""Receiving: our receiver role beside pynetdicom's own storescp, Orthanc and DCMTK's storescp.
+
+Everybody takes the same files from DCMTK's storescu, with TCP_NODELAY=1 on both sides: without it
+DCMTK waits for delayed acknowledgements, and the comparison means nothing. Disks are synced before
+each turn, so that nobody pays for what another left in the page cache.
+"""
 
 from __future__ import annotations
 
@@ -6,68 +11,222 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
+from pydicom.uid import DigitalXRayImageStorageForPresentation
 from rich.table import Table
 
 from dicom_xai.demo.phantom import head_ct
-from dicom_xai.demo.site import Site, free_ports
+from dicom_xai.demo.site import ROUTINE, Site, free_ports
+from tests.make.associations import an_image, connected, ready_to_send
+from tests.make.command import Running
+from tests.make.dcmtk import program
+from tests.make.orthanc import Orthanc
 
-SLICES = 100
-ROUNDS = 3
-#: Without it DCMTK waits for delayed acknowledgements, and the comparison means nothing.
+ROUNDS = 5
 ENVIRONMENT = {**os.environ, "TCP_NODELAY": "1"}
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is sent at once: one list of files for each sender."""
+
+    name: str
+    senders: int
+    objects: int  #: of each sender
+
+    def files(self, folder: Path, seed: int) -> list[list[Path]]:
+        """Fresh files, as many lists as senders."""
+        make = _radiographs if self.name.startswith("DX") else _slices
+        folder.mkdir()
+        return [
+            make(folder / str(sender), self.objects, 100 * seed + sender)
+            for sender in range(self.senders)
+        ]
+
+
+LOADS = (
+    Load("CT 0.5 MB, 1 sender", 1, 100),
+    Load("CT 0.5 MB, 4 senders", 4, 50),
+    Load("DX 10 MB, 1 sender", 1, 10),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A receiver that runs."""
+
+    name: str
+    title: str
+    port: int
+    pid: int
+    durable: str
+
+
 def run(folder: Path) -> Table:
-    """MB/s with one sender, medians of turns taken in one run."""
-    table = Table(title=f"receive {SLICES} CT slices, one storescu sender, TCP_NODELAY=1, medians")
-    for heading in ("receiver", "MB/s", "objects/s", "durable before Success"):
-        table.add_column(heading, justify="left" if heading == "receiver" else "right")
-    storescu, storescp = shutil.which("storescu"), shutil.which("storescp")
-    if storescu is None or storescp is None:
-        table.add_row("DCMTK is not installed: nothing to send with", "", "", "")
-        return table
-    (their_port,) = free_ports(1)
-    (folder / "theirs").mkdir()
-    peer = subprocess.Popen(
-        [storescp, "--output-directory", str(folder / "theirs"), str(their_port)],
-        env=ENVIRONMENT,
+    """MB/s for each load, medians of turns taken in one run, and the peak memory of each peer."""
+    table = Table(
+        title=f"receive from storescu, TCP_NODELAY=1, MB/s (objects/s), medians of {ROUNDS}",
     )
-    rates: dict[str, list[float]] = {"DCMTK storescp": [], "dicom_xai": []}
-    try:
-        with Site(folder / "site", environment={"TCP_NODELAY": "1"}) as site:
-            for turn in range(ROUNDS):
-                files = _series(folder / f"series{turn}", turn)
-                size = sum(file.stat().st_size for file in files)
-                for name, port, title in (
-                    ("DCMTK storescp", their_port, "ANY"),
-                    ("dicom_xai", site.port, "DICOM_XAI"),
-                ):
-                    started = time.perf_counter()
-                    _send(storescu, title, port, files)
-                    rates[name].append(size / (time.perf_counter() - started))
-    finally:
-        peer.terminate()
-        peer.wait()
-    for name, values in rates.items():
-        rate = statistics.median(values)
-        durable = "yes" if name == "dicom_xai" else "no"
-        table.add_row(name, f"{rate / 1e6:.0f}", f"{rate / size * SLICES:.0f}", durable)
+    for heading in ("receiver", *(load.name for load in LOADS), "peak MB", "durable"):
+        table.add_column(heading, justify="left" if heading == "receiver" else "right")
+    if program("storescu") is None or program("storescp") is None:
+        table.add_row("DCMTK is not installed: nothing to send with")
+        return table
+    rates: dict[tuple[str, str], list[float]] = {}
+    with ExitStack() as running:
+        peers = [running.enter_context(peer) for peer in _peers(folder)]
+        peaks = dict.fromkeys((peer.name for peer in peers), 0)
+        for turn in range(ROUNDS):
+            for load in LOADS:
+                files = load.files(folder / f"{load.senders}-{load.objects}-{turn}", turn)
+                size = sum(path.stat().st_size for each in files for path in each)
+                first = turn % len(peers)  # nobody always follows the same peer
+                for peer in peers[first:] + peers[:first]:
+                    os.sync()
+                    elapsed_s = _send(peer, files)
+                    rates.setdefault((peer.name, load.name), []).append(size / elapsed_s)
+                    peaks[peer.name] = max(peaks[peer.name], _peak_bytes(peer.pid))
+        for peer in peers:
+            cells = []
+            for load in LOADS:
+                rate = statistics.median(rates[peer.name, load.name])
+                objects = rate / size_of(load.name)
+                cells.append(f"{rate / 1e6:.0f} ({objects:.0f})")
+            table.add_row(peer.name, *cells, f"{peaks[peer.name] / 1e6:.0f}", peer.durable)
     return table
 
 
-def _series(folder: Path, seed: int) -> list[Path]:
+def size_of(load: str) -> float:
+    """About the bytes of one object, for objects per second."""
+    return 10e6 if load.startswith("DX") else 525.7e3
+
+
+# ------------------------------------------------------------------ the peers
+
+
+def _peers(folder: Path) -> Iterator[object]:
+    yield _ours(folder / "ours")
+    yield _pynetdicom(folder / "pynetdicom")
+    if shutil.which("Orthanc"):
+        yield _orthanc(folder / "orthanc")
+    yield _dcmtk(folder / "dcmtk")
+
+
+@contextmanager
+def _ours(folder: Path) -> Iterator[Peer]:
+    """The receiver role alone: a worker beside it would be busy with what came in before."""
+    site = Site(folder)
+    site.pacs.start()
+    site.write_config()
+    receiver = Running(site, "receiver").wait_until_ready()
+    try:
+        yield Peer("dicom_xai", ROUTINE, site.port, receiver.process.pid, "file, folder, row")
+    finally:
+        receiver.stop()
+        site.pacs.stop()
+
+
+@contextmanager
+def _orthanc(folder: Path) -> Iterator[Peer]:
+    with Orthanc(folder) as orthanc:
+        yield Peer("Orthanc", orthanc.ae_title, orthanc.port, orthanc.pid, "file")
+
+
+@contextmanager
+def _pynetdicom(folder: Path) -> Iterator[Peer]:
     folder.mkdir()
-    phantom = head_ct(np.random.default_rng(seed), slices=SLICES, haemorrhage=False)
-    paths = [folder / f"{number:04d}.dcm" for number in range(SLICES)]
+    command = [sys.executable, "-m", "pynetdicom", "storescp", "-q", "-od", str(folder)]
+    with _started(command) as (port, pid):
+        yield Peer("pynetdicom storescp", "ANY", port, pid, "no")
+
+
+@contextmanager
+def _dcmtk(folder: Path) -> Iterator[Peer]:
+    folder.mkdir()
+    # a process for each association, bytes written as they come: its fastest
+    options = ["--fork", "--bit-preserving", "--max-pdu", "131072"]
+    command = [str(program("storescp")), *options, "--output-directory", str(folder)]
+    with _started(command) as (port, pid):
+        yield Peer("DCMTK storescp", "ANY", port, pid, "no")
+
+
+@contextmanager
+def _started(command: Sequence[str]) -> Iterator[tuple[int, int]]:
+    (port,) = free_ports(1)
+    process = subprocess.Popen([*command, str(port)], env=ENVIRONMENT)
+    try:
+        _wait_until_listening(port)
+        yield port, process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_until_listening(port: int, timeout_s: float = 30.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            connected(port).close()
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _peak_bytes(pid: int) -> int:
+    """The highest resident size of a process so far, and of the children that it has now."""
+    process = psutil.Process(pid)
+    total = 0
+    for each in [process, *process.children(recursive=True)]:
+        for line in Path(f"/proc/{each.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                total += 1024 * int(line.split()[1])
+    return total
+
+
+# ------------------------------------------------------------------ the load
+
+
+def _slices(folder: Path, count: int, seed: int) -> list[Path]:
+    """One CT series, 512 x 512."""
+    phantom = head_ct(np.random.default_rng(seed), slices=count, haemorrhage=False)
+    folder.mkdir()
+    paths = [folder / f"{number:04d}.dcm" for number in range(count)]
     for path, file in zip(paths, phantom.files, strict=True):
         path.write_bytes(file)
     return paths
 
 
-def _send(storescu: str, title: str, port: int, files: list[Path]) -> None:
-    command = [storescu, "-aec", title, "127.0.0.1", str(port), *map(str, files)]
-    subprocess.run(command, check=True, env=ENVIRONMENT)
+def _radiographs(folder: Path, count: int, seed: int) -> list[Path]:
+    """Radiographs of 2500 x 2000, each a study of its own."""
+    folder.mkdir()
+    paths = [folder / f"{number:04d}.dcm" for number in range(count)]
+    pixels = np.random.default_rng(seed).integers(0, 4096, (2500, 2000), np.uint16).tobytes()
+    for path in paths:
+        ds = an_image(2500, 2000, DigitalXRayImageStorageForPresentation, Modality="DX")
+        ds.PixelData = pixels
+        ready_to_send(ds).save_as(path, enforce_file_format=True)
+    return paths
+
+
+def _send(peer: Peer, files: list[list[Path]]) -> float:
+    """Seconds until all senders are done, each over one association."""
+    started = time.perf_counter()
+    # Orthanc trusts this sender
+    command = [str(program("storescu")), "-R", "-aet", ROUTINE, "-aec", peer.title]
+    command += ["127.0.0.1", str(peer.port)]
+    senders = [subprocess.Popen([*command, *map(str, each)], env=ENVIRONMENT) for each in files]
+    statuses = [sender.wait() for sender in senders]
+    elapsed_s = time.perf_counter() - started
+    assert statuses == [0] * len(files), f"{peer.name} did not take all: {statuses}"
+    return elapsed_s

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,10 +20,18 @@ _SENDING = re.compile(r"^I: Sending file: (.*)$")
 _ANSWER = re.compile(r"^I: Received Store Response \((.*)\)$")
 
 
+def program(name: str) -> str | None:
+    """Where one of its programs is; pynetdicom installs some of the same names beside Python."""
+    ours = Path(sys.prefix, "bin")
+    folders = [each for each in os.get_exec_path() if Path(each) != ours]
+    return shutil.which(name, path=os.pathsep.join(folders))
+
+
 def dcmtk(*words: object, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
     """Run one of its programs to the end; TCP_NODELAY as any peer that is compared has it."""
+    name, *arguments = map(str, words)
     return subprocess.run(
-        [str(word) for word in words],
+        [program(name) or name, *arguments],
         capture_output=True,
         text=True,
         check=False,

@@ -39,6 +39,12 @@ class Orthanc:
         """``AE@HOST:PORT``."""
         return f"{self.ae_title}@127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        """Its process id while it runs."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> Orthanc:
         """Return when it answers; TCP_NODELAY as any peer that is compared has it."""
         self.folder.mkdir(parents=True, exist_ok=True)
