@@ -6,10 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import Connection, Row, Select, func, insert, literal, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, func, insert, literal, select, update
 
 from dicom_xai.ledger import jobs as job_rows
-from dicom_xai.ledger.engine import Database, earliest, insert_row, note_event, utc_now
+from dicom_xai.ledger.engine import (
+    Database,
+    earliest,
+    insert_row,
+    inserted_id,
+    note_event,
+    utc_now,
+)
 from dicom_xai.ledger.schema import (
     CandidateState,
     Disposition,
@@ -21,6 +28,33 @@ from dicom_xai.ledger.schema import (
     transfer,
 )
 from dicom_xai.study import Candidate, Instance, Per, Priority, Sender, Unit
+
+# What every arriving instance asks: made once, for making a statement takes longer than running it.
+_KNOWN = select(instance.c.id, instance.c.sha256, instance.c.disposition).where(
+    instance.c.sop_instance_uid == bindparam("uid")
+)
+_IS_RESULT = select(result.c.id).where(result.c.sop_instance_uid == bindparam("uid"))
+_LAST_GENERATION = (
+    select(candidate.c.id, candidate.c.generation, candidate.c.state, candidate.c.first_at)
+    .where(
+        candidate.c.unit_key == bindparam("wanted_unit"),
+        candidate.c.route == bindparam("wanted_route"),
+    )
+    .order_by(candidate.c.generation.desc())
+    .limit(1)
+)
+_KEEP_WAITING = (
+    update(candidate)
+    .where(candidate.c.id == bindparam("candidate_id"))
+    .values(
+        state=CandidateState.WAITING,
+        first_at=bindparam("first_at"),
+        last_at=bindparam("last_at"),
+        fire_at=bindparam("fire_at"),
+    )
+)
+_INSERT_INSTANCE = insert(instance)
+_INSERT_MEMBER = insert(member)
 
 
 class Recorded(StrEnum):
@@ -160,11 +194,8 @@ class Arrivals:
         """
 
         def run(connection: Connection) -> Recorded:
-            known = connection.execute(
-                select(instance.c.id, instance.c.sha256, instance.c.disposition).where(
-                    instance.c.sop_instance_uid == arrival.sop_instance_uid
-                )
-            ).all()
+            uid = {"uid": arrival.sop_instance_uid}
+            known = connection.execute(_KNOWN, uid).all()
             for row in known:
                 if row.sha256 == arrival.sha256:
                     connection.execute(
@@ -180,12 +211,7 @@ class Arrivals:
                 )
                 note_event(connection, "instance-conflict", arrival.sop_instance_uid)
                 return Recorded.CONFLICT
-            is_ours = (
-                connection.scalar(
-                    select(result.c.id).where(result.c.sop_instance_uid == arrival.sop_instance_uid)
-                )
-                is not None
-            )
+            is_ours = connection.execute(_IS_RESULT, uid).first() is not None
             final = Disposition.OWN if is_ours else disposition
             instance_id = _insert_instance(connection, self._db, arrival, final, transfer_id, trace)
             if final is Disposition.ROUTED:
@@ -199,12 +225,7 @@ class Arrivals:
         """Put an instance into its unit's candidate; open the next generation when it is late."""
         now = self._db.now()
         last = connection.execute(
-            select(
-                *(candidate.c.id, candidate.c.generation, candidate.c.state, candidate.c.first_at)
-            )
-            .where(candidate.c.unit_key == want.unit.key, candidate.c.route == want.route)
-            .order_by(candidate.c.generation.desc())
-            .limit(1)
+            _LAST_GENERATION, {"wanted_unit": want.unit.key, "wanted_route": want.route}
         ).first()
         if last is None or last.state == CandidateState.READY:
             candidate_id = _insert_candidate(
@@ -224,17 +245,16 @@ class Arrivals:
             candidate_id = int(last.id)
             first_at = now if last.state == CandidateState.HELD else float(last.first_at)
             connection.execute(
-                update(candidate)
-                .where(candidate.c.id == candidate_id)
-                .values(
-                    state=CandidateState.WAITING,
-                    first_at=first_at,
-                    last_at=now,
-                    fire_at=_fire_at(want, first_at, now),
-                )
+                _KEEP_WAITING,
+                {
+                    "candidate_id": candidate_id,
+                    "first_at": first_at,
+                    "last_at": now,
+                    "fire_at": _fire_at(want, first_at, now),
+                },
             )
         connection.execute(
-            insert(member).values(candidate_id=candidate_id, instance_id=instance_id)
+            _INSERT_MEMBER, {"candidate_id": candidate_id, "instance_id": instance_id}
         )
         if want.fires_at_once:
             waiting = _candidates(connection, candidate.c.id == candidate_id)
@@ -350,28 +370,27 @@ def _insert_instance(
     transfer_id: int,
     trace: str,
 ) -> int:
-    return insert_row(
-        connection,
-        instance,
-        sop_instance_uid=arrival.sop_instance_uid,
-        sop_class_uid=arrival.sop_class_uid,
-        series_instance_uid=arrival.series_instance_uid,
-        study_instance_uid=arrival.study_instance_uid,
-        transfer_syntax_uid=arrival.transfer_syntax_uid,
-        spool_key=arrival.spool_key,
-        sha256=arrival.sha256,
-        size_bytes=arrival.size_bytes,
-        calling_ae_title=arrival.sender.calling_ae_title,
-        called_ae_title=arrival.sender.called_ae_title,
-        source_address=arrival.sender.source_address,
-        store_priority=arrival.sender.priority,
-        listener=arrival.sender.listener,
-        disposition=disposition,
-        transfer_id=transfer_id,
-        received_at=database.now(),
-        received_utc=utc_now(),
-        trace=trace,
-    )
+    row = {
+        "sop_instance_uid": arrival.sop_instance_uid,
+        "sop_class_uid": arrival.sop_class_uid,
+        "series_instance_uid": arrival.series_instance_uid,
+        "study_instance_uid": arrival.study_instance_uid,
+        "transfer_syntax_uid": arrival.transfer_syntax_uid,
+        "spool_key": arrival.spool_key,
+        "sha256": arrival.sha256,
+        "size_bytes": arrival.size_bytes,
+        "calling_ae_title": arrival.sender.calling_ae_title,
+        "called_ae_title": arrival.sender.called_ae_title,
+        "source_address": arrival.sender.source_address,
+        "store_priority": arrival.sender.priority,
+        "listener": arrival.sender.listener,
+        "disposition": disposition,
+        "transfer_id": transfer_id,
+        "received_at": database.now(),
+        "received_utc": utc_now(),
+        "trace": trace,
+    }
+    return inserted_id(connection.execute(_INSERT_INSTANCE, row), instance)
 
 
 def _insert_candidate(connection: Connection, want: Wanted, generation: int, now: float) -> int:

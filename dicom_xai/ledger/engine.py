@@ -1,8 +1,9 @@
-"""The database behind the ledger: one writing thread with group commit, a clock, and bells.
+"""The database behind the ledger: group commit, a clock, and bells.
 
-All writes of a process go through one thread: it takes what has gathered, runs each piece of work
-in a savepoint of one ``BEGIN IMMEDIATE`` transaction, and commits once. A caller returns when the
-commit is on disk (WAL, ``synchronous=FULL``), so that associations share an fsync.
+Writes of a process take turns: whose turn it is runs all that has gathered, each piece of work in a
+savepoint of one ``BEGIN IMMEDIATE`` transaction, and commits once. Who waited meanwhile finds its
+piece done. A caller returns when the commit is on disk (WAL, ``synchronous=FULL``), so that
+associations share an fsync, and one alone waits for no other thread.
 
 The clock is CLOCK_BOOTTIME plus an offset kept in the database: jumps of the wall clock cannot move
 it, and after a reboot it goes on where it stopped.
@@ -27,7 +28,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, Select, Table, create_engine, event, insert, update
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    Engine,
+    Select,
+    Table,
+    create_engine,
+    event,
+    insert,
+    update,
+)
 from sqlalchemy import select as sql_select
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError, SQLAlchemyError
 
@@ -82,15 +93,15 @@ class Database:
         self._engine = _engine(url)
         self.owner = processes.name_of(os.getpid())
         self._is_closed = False
-        self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Work] = queue.SimpleQueue()
+        self._turn = threading.Lock()
+        self._writer: Connection | None = None  # whose turn it is uses it
         try:
             self._offset_s = self._prepare()
         except OperationalError as error:
             raise LedgerBusyError(f"the ledger {self.path.name} cannot be opened") from error
         except DatabaseError as error:
             raise ConfigError(f"ledger.url: {self.path.name} is no SQLite database") from error
-        self._thread = threading.Thread(target=self._write_forever, name="ledger", daemon=True)
-        self._thread.start()
 
     def now(self) -> float:
         """Seconds of the ledger's clock; the same in all processes of this host."""
@@ -108,6 +119,9 @@ class Database:
             raise InvariantError("the ledger is closed")
         work = _Work(run)
         self._queue.put(work)
+        with self._turn:
+            while not work.done.done():
+                self._commit(self._gathered())
         return work.done.result()  # type: ignore[return-value]  # T by construction
 
     @contextmanager
@@ -129,8 +143,11 @@ class Database:
     def close(self) -> None:
         """Finish what is queued and close all connections."""
         self._is_closed = True
-        self._queue.put(None)
-        self._thread.join()
+        with self._turn:
+            while batch := self._gathered():
+                self._commit(batch)
+            if self._writer is not None:
+                self._writer.close()
         self._engine.dispose()
 
     # -------------------------------------------------------------- start-up
@@ -174,32 +191,30 @@ class Database:
             version = str(steps[version] + 1)
             set_meta(connection, "schema_version", version)
 
-    # -------------------------------------------------------------- the writer
+    # -------------------------------------------------------------- writing
 
-    def _write_forever(self) -> None:
-        while (first := self._queue.get()) is not None:
-            batch: list[_Work] = [first]
-            while len(batch) < GROUP_SIZE and not self._queue.empty():
-                following = self._queue.get()
-                if following is None:
-                    self._queue.put(None)
-                    break
-                batch.append(following)
-            self._commit(batch)
+    def _gathered(self) -> list[_Work]:
+        batch: list[_Work] = []
+        while len(batch) < GROUP_SIZE and not self._queue.empty():
+            batch.append(self._queue.get())
+        return batch
 
     def _commit(self, batch: list[_Work]) -> None:
         """Run a batch in one transaction; each caller learns only of its own piece."""
         try:
-            with self._engine.connect() as connection:
-                try:
-                    with _immediate(connection):
-                        answers = [_run_alone(connection, work) for work in batch]
-                except SQLAlchemyError:
-                    connection.invalidate()
-                    raise
-        except SQLAlchemyError as error:
+            if self._writer is None:
+                self._writer = self._engine.connect()
+            with _immediate(self._writer):
+                answers = [_run_alone(self._writer, work) for work in batch]
+        except BaseException as error:
+            if self._writer is not None:
+                self._writer.invalidate()
+                self._writer.close()
+                self._writer = None
             for work in batch:
                 work.done.set_exception(_not_taken(error))
+            if not isinstance(error, SQLAlchemyError):
+                raise
             return
         for work, (value, failure) in zip(batch, answers, strict=True):
             if failure is None:
@@ -233,7 +248,7 @@ def _is_in_transaction(connection: Connection) -> bool:
     return driver is not None and bool(driver.in_transaction)
 
 
-def _not_taken(cause: Exception) -> LedgerBusyError:
+def _not_taken(cause: BaseException) -> LedgerBusyError:
     busy = LedgerBusyError("the ledger did not take a write: locked, full or failing disk")
     busy.__cause__ = cause
     return busy
@@ -250,7 +265,12 @@ def set_meta(connection: Connection, key: str, value: str) -> None:
 
 def insert_row(connection: Connection, table: Table, **values: object) -> int:
     """Insert one row and give its id."""
-    key = connection.execute(insert(table).values(**values)).inserted_primary_key
+    return inserted_id(connection.execute(insert(table).values(**values)), table)
+
+
+def inserted_id(done: CursorResult[Any], table: Table) -> int:
+    """The id that an insert of one row gave it."""
+    key = done.inserted_primary_key
     if key is None:
         raise InvariantError(f"table {table.name} gave no id")
     return int(key[0])
