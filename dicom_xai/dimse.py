@@ -130,6 +130,7 @@ class Rejection(Enum):
 
     CALLING_AE_TITLE = (1, 1, 3)  #: permanent, service user, calling AE title not recognised
     CALLED_AE_TITLE = (1, 1, 7)  #: permanent, service user, called AE title not recognised
+    PROTOCOL_VERSION = (1, 2, 2)  #: permanent, service provider (ACSE), version not supported
     TEMPORARY_CONGESTION = (2, 3, 1)  #: transient, presentation
     LOCAL_LIMIT_EXCEEDED = (2, 3, 2)  #: transient, presentation
 

@@ -1,8 +1,11 @@
 """Bytes, durable: put, read, delete by an opaque key.
 
 A file's name is its identity, never its status. The key is random and made here; nothing from the
-wire reaches a path. `put` returns only when the data, the name and the folder entry are on stable
-storage: write to a temporary name in the same folder, fsync, rename, fsync of the folder.
+wire reaches a path. A `Draft` grows under a temporary name; `keep` renames it within its folder,
+syncs the file, then the folder, and only then gives the key away. The rename goes first because
+the file's sync then makes both durable in one go on most file systems. Until the key is given
+nobody knows the file: after a loss of power one may lie half written under its final name, but no
+row names it, and retention sweeps it.
 
 A failed fsync is not retried on the same descriptor, because the kernel may have dropped the pages
 ("Can Applications Recover from fsync Failures?", ATC 2020): the spool refuses all further puts
@@ -12,11 +15,12 @@ until the process is replaced.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dicom_xai import processes
@@ -25,6 +29,8 @@ from dicom_xai.errors import InvariantError, OutOfResourcesError
 _KEY = re.compile(r"[0-9a-f]{32}")
 _TEMP = re.compile(r"\.([0-9a-f]{32})\.([0-9a-f-]{36})\.(\d+-\d+)\.tmp")
 _SHARDS = [f"{i:02x}" for i in range(256)]
+#: A draft looks for room again whenever it has grown by so much.
+_CHECK_EVERY_BYTES = 16_000_000
 
 
 class Spool:
@@ -103,28 +109,29 @@ class Spool:
             No room, or the disk failed; nothing is stored.
         """
         self.check_room(sum(len(buffer) for buffer in buffers))
+        with self.draft() as draft:
+            for buffer in buffers:
+                draft.write(buffer)
+            return draft.keep()
+
+    @contextmanager
+    def draft(self) -> Iterator[Draft]:
+        """A file to be written piece by piece; gone at the end unless it was kept.
+
+        Raises
+        ------
+        OutOfResourcesError
+            No room, or the disk failed.
+        """
+        self.check_room(0)
         key = secrets.token_hex(16)
         final = self._path(key)
-        temp = final.with_name(f".{key}.{self._owner}.tmp")
+        with self._refusing():
+            draft = Draft(self, key, final.with_name(f".{key}.{self._owner}.tmp"), final)
         try:
-            fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                _write_all(fd, buffers)
-                self._fsync(fd)
-            finally:
-                os.close(fd)
-            os.rename(temp, final)
-            _fsync_folder(final.parent, self._fsync)
-        except OSError as error:
-            with suppress(OSError):
-                temp.unlink(missing_ok=True)
-                final.unlink(missing_ok=True)
-            reason = "no-space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "spool-error"
-            raise OutOfResourcesError(
-                f"the spool could not store an object: {os.strerror(error.errno or 0)}",
-                reason="spool-broken" if self._is_broken else reason,
-            ) from error
-        return key
+            yield draft
+        finally:
+            draft.close()
 
     def read(self, key: str) -> bytes:
         """The bytes of a key; FileNotFoundError when there are none."""
@@ -171,12 +178,85 @@ class Spool:
             self._is_broken = True
             raise
 
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Tell what a disk does not do in our words."""
+        try:
+            yield
+        except OSError as error:
+            reason = "no-space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "spool-error"
+            raise OutOfResourcesError(
+                f"the spool could not store an object: {os.strerror(error.errno or 0)}",
+                reason="spool-broken" if self._is_broken else reason,
+            ) from error
 
-def _write_all(fd: int, buffers: Sequence[bytes | memoryview]) -> None:
-    for buffer in buffers:
-        view = memoryview(buffer)
-        while view:
-            view = view[os.write(fd, view) :]
+
+class Draft:
+    """A file under way into the spool; one thread's. Made by `Spool.draft`.
+
+    Attributes
+    ----------
+    size_bytes : int
+        Written so far.
+    """
+
+    def __init__(self, spool: Spool, key: str, temp: Path, final: Path) -> None:
+        self._spool, self._key, self._temp, self._final = spool, key, temp, final
+        self._is_kept = False
+        self._checked_bytes = 0
+        self.size_bytes = 0
+        self._fd = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append.
+
+        Raises
+        ------
+        OutOfResourcesError
+            No room any more, or the disk failed.
+        """
+        if self.size_bytes - self._checked_bytes >= _CHECK_EVERY_BYTES:
+            self._checked_bytes = self.size_bytes
+            self._spool.check_room(0)
+        with self._spool._refusing():
+            view = memoryview(data)
+            self.size_bytes += len(view)
+            while view:
+                view = view[os.write(self._fd, view) :]
+
+    @contextmanager
+    def mapped(self, start: int) -> Iterator[memoryview]:
+        """What was written from byte `start` on, without reading it all.
+
+        The view and whatever is cut from it must be let go of by the end.
+        """
+        with self._spool._refusing():
+            mapping = mmap.mmap(self._fd, self.size_bytes, prot=mmap.PROT_READ)
+        with mapping, memoryview(mapping) as whole, whole[start:] as part:
+            yield part
+
+    def keep(self) -> str:
+        """The key, once data, name and folder entry are durable.
+
+        Raises
+        ------
+        OutOfResourcesError
+            The disk failed; nothing is stored.
+        """
+        with self._spool._refusing():
+            os.rename(self._temp, self._final)
+            self._spool._fsync(self._fd)
+            _fsync_folder(self._final.parent, self._spool._fsync)
+        self._is_kept = True
+        return self._key
+
+    def close(self) -> None:
+        """Let go of the file, and of its bytes unless they were kept."""
+        os.close(self._fd)
+        if not self._is_kept:
+            with suppress(OSError):
+                self._temp.unlink(missing_ok=True)
+                self._final.unlink(missing_ok=True)
 
 
 def _fsync_folder(folder: Path, fsync: Callable[[int], None] = os.fsync) -> None:

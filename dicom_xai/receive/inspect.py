@@ -30,6 +30,11 @@ from dicom_xai.errors import CannotUnderstandError, DataSetMismatchError
 MAX_DEPTH = 32
 #: Elements in one data set, nested ones included; an enhanced object of 5000 frames has 400,000.
 MAX_ELEMENTS = 500_000
+#: A header's element longer than this is left out of what `inspect` gives: no route asks for it,
+#: and it may be a document of hundreds of megabytes.
+LONGEST_VALUE_BYTES = 4_000_000
+#: All elements of a header that are shorter than that; real headers stay below 20 MB.
+MAX_HEADER_BYTES = 32_000_000
 
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
@@ -58,14 +63,17 @@ _SHORT_VRS = frozenset(
 
 
 def inspect(
-    data_set: bytes, transfer_syntax_uid: str, sop_class_uid: str, sop_instance_uid: str
+    data_set: bytes | memoryview,
+    transfer_syntax_uid: str,
+    sop_class_uid: str,
+    sop_instance_uid: str,
 ) -> Dataset:
     """The header of a whole and consistent data set.
 
     Parameters
     ----------
-    data_set : bytes
-        As received: no preamble, no file meta.
+    data_set : bytes or memoryview
+        As received: no preamble, no file meta. A view is let go of, and mostly not looked at.
     transfer_syntax_uid : str
         Of the accepted presentation context.
     sop_class_uid, sop_instance_uid : str
@@ -74,7 +82,8 @@ def inspect(
     Returns
     -------
     Dataset
-        Every element before group 7FE0; the pixels stay where they are.
+        The elements before group 7FE0, but for values above `LONGEST_VALUE_BYTES`; the pixels stay
+        where they are.
 
     Raises
     ------
@@ -87,9 +96,10 @@ def inspect(
     little, implicit = syntax.is_little_endian, syntax.is_implicit_VR
     if syntax.is_deflated:
         data_set = _inflated(data_set)
-    header_end, pixels = _walk(data_set, implicit, little, syntax.is_encapsulated)
+    header_end, pixels, left_out = _walk(data_set, implicit, little, syntax.is_encapsulated)
+    encoded = _without(data_set, header_end, left_out)
     try:
-        header = read_dataset(BytesIO(data_set), implicit, little, bytelength=header_end)
+        header = read_dataset(BytesIO(encoded), implicit, little)
     except (ValueError, TypeError, LookupError, EOFError, NotImplementedError) as error:
         raise CannotUnderstandError("whole, but no reader makes sense of its header") from error
     _check_uids(header, sop_class_uid, sop_instance_uid)
@@ -98,24 +108,17 @@ def inspect(
     return header
 
 
-def _inflated(data_set: bytes) -> bytes:
+def _inflated(data_set: bytes | memoryview) -> bytes:
     try:
         return inflate(data_set)
     except zlib.error as error:
         raise CannotUnderstandError(f"the deflated data set cannot be read: {error}") from error
 
 
-def file_of(
-    data_set: bytes,
-    transfer_syntax_uid: str,
-    sop_class_uid: str,
-    sop_instance_uid: str,
-    calling_ae_title: str,
-) -> tuple[bytes, bytes]:
-    """The stored file as two buffers: preamble with file meta, and the data set unchanged.
-
-    Source: PS3.10 7.1. The second buffer is `data_set` itself, not a copy.
-    """
+def file_meta(
+    transfer_syntax_uid: str, sop_class_uid: str, sop_instance_uid: str, calling_ae_title: str
+) -> bytes:
+    """What stands before the data set in a stored file: preamble and file meta (PS3.10 7.1)."""
     elements = b"".join(
         (
             _meta_element(0x0001, b"OB", b"\x00\x01"),
@@ -128,7 +131,7 @@ def file_of(
         )
     )
     length = _meta_element(0x0000, b"UL", struct.pack("<L", len(elements)))
-    return b"\x00" * 128 + b"DICM" + length + elements, data_set
+    return b"\x00" * 128 + b"DICM" + length + elements
 
 
 def _meta_element(element: int, vr: bytes, value: bytes) -> bytes:
@@ -139,12 +142,28 @@ def _meta_element(element: int, vr: bytes, value: bytes) -> bytes:
     return struct.pack("<HH2sH", 2, element, vr, len(value)) + value
 
 
-def _walk(data: bytes, implicit: bool, little: bool, encapsulated: bool) -> tuple[int, int | None]:
-    """Where the header ends, and how much PixelData there is; None where there is none.
+def _without(data: bytes | memoryview, end: int, left_out: list[tuple[int, int]]) -> bytes:
+    """What stands before `end`, less some ranges."""
+    size = end - sum(stop - start for start, stop in left_out)
+    if size > MAX_HEADER_BYTES:
+        raise CannotUnderstandError(
+            f"the header has {size} bytes, at most {MAX_HEADER_BYTES} are read"
+        )
+    starts = [0, *(stop for _, stop in left_out)]
+    stops = [*(start for start, _ in left_out), end]
+    return b"".join([data[start:stop] for start, stop in zip(starts, stops, strict=True)])
 
-    The latter counts bytes, or fragments of encapsulated pixel data. One pass without recursion. A
-    container is ``(end, limit, is_sequence, implicit)``: its end where the length is defined, else
-    None; and the nearest end that encloses it.
+
+def _walk(
+    data: bytes | memoryview, implicit: bool, little: bool, encapsulated: bool
+) -> tuple[int, int | None, list[tuple[int, int]]]:
+    """Where the header ends, how much PixelData there is, and what of the header is too long.
+
+    PixelData is counted in bytes, or in fragments where it is encapsulated; None where there is
+    none. What is too long is given by where each such element starts and ends.
+
+    One pass without recursion. A container is ``(end, limit, is_sequence, implicit)``: its end
+    where the length is defined, else None; and the nearest end that encloses it.
     """
     size = len(data)
     order = "<" if little else ">"
@@ -158,11 +177,13 @@ def _walk(data: bytes, implicit: bool, little: bool, encapsulated: bool) -> tupl
     header_end: int | None = None
     pixels: int | None = None
     seen: set[int] = set()
+    left_out: list[tuple[int, int]] = []
 
     while True:
         while position == end:
             if not stack:
-                return size if header_end is None else header_end, pixels
+                header_end = size if header_end is None else header_end
+                return header_end, pixels, left_out
             end, limit, is_sequence, implicit = stack.pop()
         start = position
         if limit - position < 8:
@@ -261,6 +282,8 @@ def _walk(data: bytes, implicit: bool, little: bool, encapsulated: bool) -> tupl
             if new_end > limit:
                 raise _not_whole(start, _name(tag), length, limit - position)
             opens = vr == b"SQ" or (not vr and length > 0 and _is_sequence(tag))
+            if length > LONGEST_VALUE_BYTES and not stack and header_end is None:
+                left_out.append((start, new_end))
         if not opens:
             position += length
             continue
@@ -273,7 +296,7 @@ def _walk(data: bytes, implicit: bool, little: bool, encapsulated: bool) -> tupl
         limit = limit if end is None else end
 
 
-def _fragments(data: bytes, position: int, limit: int) -> tuple[int, int]:
+def _fragments(data: bytes | memoryview, position: int, limit: int) -> tuple[int, int]:
     """Where encapsulated pixel data ends, and how many fragments it has (PS3.5 A.4)."""
     items = 0
     while True:

@@ -1,8 +1,9 @@
 """Associations in: C-ECHO and C-STORE, checked, guarded, answered only when durable.
 
-The order for each object: whole? (`inspect`) -> durable? (`Door.accept`) -> 0x0000. Nothing else
-happens on the association's thread. What stands behind the door is the service's matter: this
-module knows neither spool nor ledger.
+The order for each object: room? (`Door.draft`) -> its parts into the draft as they come, never held
+whole -> whole? (`inspect`) -> durable? (`Door.accept`) -> 0x0000. Nothing else happens on the
+association's thread. What stands behind the door is the service's matter: of the spool this module
+knows the draft that it is handed, of the ledger nothing.
 
 A peer is checked before anything is agreed with it: the called AE title, then calling AE title,
 called AE title and source network together, then the limits. A peer that fails gets A-ASSOCIATE-RJ
@@ -14,34 +15,40 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import logging
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
-from pydicom import Dataset
-from pynetdicom import AE, evt
-
 from dicom_xai import uids
-from dicom_xai.config import Listener, ReceiveConfig
+from dicom_xai.config import ReceiveConfig
 from dicom_xai.dimse import (
     MAX_MESSAGE_BYTES,
-    MAX_PDU_BYTES,
     Rejection,
     Status,
     acceptor_contexts,
     status_of,
     trace_of,
 )
-from dicom_xai.errors import DataSetMismatchError, RefusedError, TransientError
-from dicom_xai.receive.guards import Gate, GuardedAssociation, GuardedServer, Hooks
-from dicom_xai.receive.inspect import file_of, inspect
+from dicom_xai.errors import (
+    CannotUnderstandError,
+    DataSetMismatchError,
+    RefusedError,
+    TransientError,
+)
+from dicom_xai.receive.association import Answer, Association, Hooks, Terms
+from dicom_xai.receive.command import Command
+from dicom_xai.receive.guards import Gate, Server
+from dicom_xai.receive.inspect import file_meta, inspect
+from dicom_xai.receive.negotiation import Context
+from dicom_xai.receive.upper_layer import Ended
+from dicom_xai.spool import Draft
 from dicom_xai.study import Sender
 
 if TYPE_CHECKING:
-    from pynetdicom.events import Event
+    from pydicom import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +68,8 @@ class Arrival:
     ----------
     header : Dataset
         Everything before the pixels.
-    file : tuple of bytes
-        Preamble with file meta, and the data set as received; in this order they are the file.
+    draft : Draft
+        The file: preamble with file meta, then the data set as received. Not durable yet.
     data_set_sha256 : str
         Of the data set alone: the same object from another sender, or received by another version
         of ours, has another file meta and the same data set.
@@ -71,7 +78,7 @@ class Arrival:
     """
 
     header: Dataset
-    file: tuple[bytes, bytes]
+    draft: Draft
     sop_class_uid: str
     sop_instance_uid: str
     series_instance_uid: str
@@ -84,11 +91,14 @@ class Arrival:
     @property
     def size_bytes(self) -> int:
         """Of the file."""
-        return sum(len(part) for part in self.file)
+        return self.draft.size_bytes
 
 
 class Door(Protocol):
     """What the service gives the receiver; called on the association's thread."""
+
+    def draft(self) -> AbstractContextManager[Draft]:
+        """Where an object may be written that is about to be read; RefusedError without room."""
 
     def opened(self, sender: Sender) -> int:
         """A transfer begins: the first object of an association is about to be stored.
@@ -98,7 +108,7 @@ class Door(Protocol):
         """
 
     def accept(self, arrival: Arrival, transfer: int) -> None:
-        """Return when the object is durable; raise RefusedError with the reason when not."""
+        """Keep the draft and return when the object is durable; raise RefusedError when not."""
 
     def closed(self, transfer: int, how: TransferEnd) -> None:
         """No more objects will come; called once for each transfer, after its last `accept`."""
@@ -118,8 +128,8 @@ class StorageSCP:
     refused : callable
         Told of every refusal with a reason of a closed set, for metrics: those of `RefusedError`,
         and ``called-ae``, ``not-allowed``, ``association-limit``, ``source-limit``,
-        ``connection-limit``, ``half-open``, ``no-association-request``, ``stalled``,
-        ``idle``, ``pdu-too-long``, ``unknown-pdu``, ``malformed-pdu``, ``malformed-message``,
+        ``connection-limit``, ``half-open``, ``no-association-request``, ``stalled``, ``idle``,
+        ``pdu-too-long``, ``unknown-pdu``, ``malformed-pdu``, ``malformed-message``,
         ``message-too-long``, ``not-durable``, ``failed``.
     max_message_bytes : int
         The longest data set that is taken.
@@ -141,15 +151,14 @@ class StorageSCP:
             (rule.ae_title, rule.called_ae_title, ipaddress.ip_network(rule.network))
             for rule in config.allow
         ]
-        self._transfers: dict[GuardedAssociation, tuple[int, Sender]] = {}
-        self._servers: list[GuardedServer] = []
-        self._threads: list[threading.Thread] = []
-        self._server_of: list[GuardedServer] = []  # one for each listener
+        self._transfers: dict[Association, tuple[int, Sender]] = {}
+        self._servers: list[Server] = []
+        self._server_of: list[Server] = []  # one for each listener
 
     @property
     def ports(self) -> tuple[int, ...]:
         """The TCP port of each listener, in the order of the configuration."""
-        return tuple(int(server.server_address[1]) for server in self._server_of)
+        return tuple(server.address[1] for server in self._server_of)
 
     @property
     def associations(self) -> int:
@@ -158,73 +167,55 @@ class StorageSCP:
 
     def start(self) -> None:
         """Bind and listen; OSError when a port is taken, and then nothing listens."""
-        contexts = acceptor_contexts(self._config.accept_and_ignore)
-        sockets: dict[tuple[str, int], GuardedServer] = {}
+        config = self._config
+        terms = Terms(
+            contexts=acceptor_contexts(config.accept_and_ignore),
+            acse_timeout_s=config.acse_timeout_s,
+            dimse_timeout_s=config.dimse_timeout_s,
+            network_timeout_s=config.network_timeout_s,
+            max_message_bytes=self._max_message_bytes,
+        )
+        hooks = Hooks(self._admit, self._store, self._ended, self._noted)
+        sockets: dict[tuple[str, int], Server] = {}
         try:
-            for listener in self._config.listeners:
+            for listener in config.listeners:
                 address = (listener.host, listener.port)
                 server = sockets.get(address) if listener.port else None
                 if server is None:
-                    server = self._listen(listener, contexts)
+                    server = Server(*address, terms, hooks, self._gate)
                     sockets[address] = server
                     self._servers.append(server)
                 self._server_of.append(server)
         except OSError:
-            for server in self._servers:
-                server.server_close()
-            self._servers.clear()
+            self._close_servers()
             self._server_of.clear()
             raise
         for server in self._servers:
-            thread = threading.Thread(
-                target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True
-            )
-            thread.start()
-            self._threads.append(thread)
+            server.start()
 
     def stop(self, grace_s: float) -> None:
         """Accept nobody, let open associations finish, abort them after `grace_s`.
 
         Returns within `grace_s` and about a second, even if a peer or the door hangs.
         """
-        for server in self._servers:
-            server.shutdown()
-        for thread in self._threads:
-            thread.join(timeout=1.0)
+        self._close_servers()
         aborted = self._gate.close(grace_s)
         if aborted:
             log.warning("shutdown aborted %d associations", aborted)
-        self._servers.clear()
-        self._threads.clear()
 
-    def _listen(self, listener: Listener, contexts: list[object]) -> GuardedServer:
-        ae = AE(ae_title=listener.ae_title)
-        ae.maximum_pdu_size = MAX_PDU_BYTES
-        ae.acse_timeout = self._config.acse_timeout_s
-        ae.dimse_timeout = self._config.dimse_timeout_s
-        ae.network_timeout = self._config.network_timeout_s
-        # pynetdicom's own limit counts threads; ours is the gate's
-        ae.maximum_associations = 1_000_000
-        ae.implementation_class_uid = uids.IMPLEMENTATION_CLASS_UID
-        ae.implementation_version_name = uids.IMPLEMENTATION_VERSION_NAME
-        return GuardedServer(
-            ae,
-            (listener.host, listener.port),
-            contexts,
-            [(evt.EVT_C_STORE, self._store)],
-            Hooks(self._admit, self._ended, self._noted),
-            self._gate,
-            self._max_message_bytes,
-        )
+    def _close_servers(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
 
     # -------------------------------------------------------------- may this peer come in?
 
-    def _admit(self, association: GuardedAssociation) -> Rejection | None:
+    def _admit(self, association: Association) -> Rejection | None:
         sender = self._sender(association)
         titles = {
             listener.ae_title
             for listener, server in zip(self._config.listeners, self._server_of, strict=True)
-            if server is association._server
+            if server.address == association.address
         }
         if sender.called_ae_title not in titles:
             self._tell("called-ae", sender)
@@ -247,8 +238,8 @@ class StorageSCP:
             for calling, called, network in self._allow
         )
 
-    def _sender(self, association: GuardedAssociation, priority: int = 0) -> Sender:
-        host, port = association._server.server_address[:2]
+    def _sender(self, association: Association, priority: int = 0) -> Sender:
+        host, port = association.address
         return Sender(
             calling_ae_title=association.calling_ae_title,
             called_ae_title=association.called_ae_title,
@@ -269,66 +260,92 @@ class StorageSCP:
 
     # -------------------------------------------------------------- one object
 
-    def _store(self, event: Event) -> int | Dataset:
-        """The answer to one C-STORE request: a status, with a comment where it is a refusal."""
-        association: GuardedAssociation = event.assoc
-        sender = self._sender(association, event.request.Priority)
+    def _store(
+        self,
+        association: Association,
+        request: Command,
+        context: Context,
+        parts: Iterator[memoryview],
+    ) -> Answer:
+        """The answer to one C-STORE request; where it is a refusal, with the reason."""
+        sender = self._sender(association, request.priority)
         try:
-            arrival = self._arrival(event, sender)
-            self._door.accept(arrival, self._transfer(association, sender))
+            self._check(request, context)
+            with self._door.draft() as draft:
+                arrival = self._receive(request, context, parts, sender, draft)
+                self._door.accept(arrival, self._transfer(association, sender))
+        except Ended:
+            raise
         except RefusedError as error:
             self._tell(error.reason, sender)
             log.warning("object refused: %s", error)
-            return _refusal(error)
+            return Answer(status_of(error), str(error))
         except (TransientError, OSError) as error:
             # our ledger or disk, not the object: the sender should come back
             self._tell("not-durable", sender)
             log.error("object could not be made durable: %s", trace_of(error))
-            return Status.OUT_OF_RESOURCES
+            return Answer(Status.OUT_OF_RESOURCES)
         except Exception as error:  # noqa: BLE001 - logged, its message apart
             # our bug must not look like success, nor like the object's fault
             self._tell("failed", sender)
             log.error("object could not be handled: %s", trace_of(error))
-            return Status.PROCESSING_FAILURE
-        return Status.SUCCESS
+            return Answer(Status.PROCESSING_FAILURE)
+        return Answer(Status.SUCCESS)
 
-    def _arrival(self, event: Event, sender: Sender) -> Arrival:
-        received_s = time.monotonic()
-        request = event.request
-        sop_class_uid = str(request.AffectedSOPClassUID)
-        sop_instance_uid = str(request.AffectedSOPInstanceUID)
-        syntax = str(event.context.transfer_syntax)
-        if sop_class_uid != event.context.abstract_syntax:
+    def _check(self, request: Command, context: Context) -> None:
+        """Refuse what no data set could mend."""
+        if request.sop_class_uid != context.abstract_syntax:
             raise DataSetMismatchError(
-                f"C-STORE of SOP class {sop_class_uid} in a presentation context that was agreed "
-                f"for {event.context.abstract_syntax}"
+                f"C-STORE of SOP class {request.sop_class_uid[:64]} in a presentation context that "
+                f"was agreed for {context.abstract_syntax}"
             )
-        data_set = event.encoded_dataset(include_meta=False)
-        header = inspect(data_set, syntax, sop_class_uid, sop_instance_uid)
-        file = file_of(data_set, syntax, sop_class_uid, sop_instance_uid, sender.calling_ae_title)
+        if not uids.is_valid(request.sop_instance_uid):
+            raise CannotUnderstandError(
+                "the command set's Affected SOPInstanceUID is no valid UID of PS3.5 9.1"
+            )
+
+    def _receive(
+        self,
+        request: Command,
+        context: Context,
+        parts: Iterator[memoryview],
+        sender: Sender,
+        draft: Draft,
+    ) -> Arrival:
+        """Write the object into its draft as it comes, and see whether it is whole."""
+        names = (context.transfer_syntax, request.sop_class_uid, request.sop_instance_uid)
+        draft.write(file_meta(*names, sender.calling_ae_title))
+        start = draft.size_bytes
+        digest = hashlib.sha256()
+        for part in parts:
+            draft.write(part)
+            digest.update(part)
+        received_s = time.monotonic()
+        with draft.mapped(start) as data_set:
+            header = inspect(data_set, *names)
         return Arrival(
             header=header,
-            file=file,
-            sop_class_uid=sop_class_uid,
-            sop_instance_uid=sop_instance_uid,
+            draft=draft,
+            sop_class_uid=request.sop_class_uid,
+            sop_instance_uid=request.sop_instance_uid,
             series_instance_uid=str(header.SeriesInstanceUID),
             study_instance_uid=str(header.StudyInstanceUID),
-            transfer_syntax_uid=syntax,
+            transfer_syntax_uid=context.transfer_syntax,
             sender=sender,
-            data_set_sha256=hashlib.sha256(data_set).hexdigest(),
+            data_set_sha256=digest.hexdigest(),
             received_s=received_s,
         )
 
     # -------------------------------------------------------------- transfers
 
-    def _transfer(self, association: GuardedAssociation, sender: Sender) -> int:
+    def _transfer(self, association: Association, sender: Sender) -> int:
         """The transfer of this association, opened with its first object."""
         known = self._transfers.get(association)
         if known is None:
             known = self._transfers[association] = self._door.opened(sender), sender
         return known[0]
 
-    def _ended(self, association: GuardedAssociation, released: bool) -> None:
+    def _ended(self, association: Association, released: bool) -> None:
         known = self._transfers.pop(association, None)
         if known is None:
             return
@@ -344,12 +361,3 @@ def _plain(address: str) -> str:
     parsed = ipaddress.ip_address(address.partition("%")[0])
     mapped = getattr(parsed, "ipv4_mapped", None)
     return str(mapped or parsed)
-
-
-def _refusal(error: RefusedError) -> Dataset:
-    """Status and Error Comment of a refusal (PS3.7 9.1.1.1.9 and C.5; LO, 64 characters)."""
-    answer = Dataset()
-    answer.Status = int(status_of(error))
-    text = str(error).encode("ascii", "replace").decode().replace("\\", "/")
-    answer.ErrorComment = text[:64].rstrip()
-    return answer

@@ -6,7 +6,9 @@ import resource
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from math import inf
 
 from dicom_xai import dimse, identity
 from dicom_xai.config import Config, Route, TriggerKind
@@ -17,6 +19,7 @@ from dicom_xai.receive.storage_scp import Arrival, StorageSCP, TransferEnd
 from dicom_xai.route.plan import plan_instance, unit_of
 from dicom_xai.service.audited import SECURITY_REASONS, Tally, node_of, note_received
 from dicom_xai.service.role import Context
+from dicom_xai.spool import Draft
 from dicom_xai.stages import Stage
 from dicom_xai.study import Candidate, Instance, Per, Sender
 from dicom_xai.telemetry import Event
@@ -56,6 +59,7 @@ class Receiver:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._loop = threading.Thread(target=self._complete_forever, name="completion")
+        self._looks_at = inf  # when the completion loop looks by itself
         self._failure: BaseException | None = None
         self._swept_at = float("-inf")
         self._retention = threading.Thread(target=self._forget)
@@ -138,6 +142,10 @@ class Receiver:
 
     # -------------------------------------------------------------- the door
 
+    def draft(self) -> AbstractContextManager[Draft]:
+        """A file for an object that is about to come; OutOfResourcesError without room for it."""
+        return self._context.spool.draft()
+
     def opened(self, sender: Sender) -> int:
         """An association is about to store its first object; gives the transfer's id."""
         transfer = self._context.ledger.arrivals.open_transfer(sender, TRANSFER_LEASE_S)
@@ -155,9 +163,8 @@ class Receiver:
         """
         context = self._context
         started = context.ledger.now()
-        context.spool.check_room(arrival.size_bytes)
         disposition, wanted, trace = self._route(arrival)
-        key = context.spool.put(arrival.file)
+        key = arrival.draft.keep()
         instance = Instance(
             sop_instance_uid=arrival.sop_instance_uid,
             sop_class_uid=arrival.sop_class_uid,
@@ -195,10 +202,18 @@ class Receiver:
             elapsed_s=round(elapsed_s, 4),
         )
         if recorded is Recorded.STORED and wanted:
-            context.ledger.ring(
-                "worker" if any(want.fires_at_once for want in wanted) else "receiver"
-            )
-            context.ledger.ring("ahead")
+            self._ring_for(wanted)
+
+    def _ring_for(self, wanted: list[Wanted]) -> None:
+        """Wake those who have something to do now; for most slices of a series, few have."""
+        ledger = self._context.ledger
+        if any(want.fires_at_once for want in wanted):
+            ledger.ring("worker")
+        else:
+            quiet_s = min(min(want.quiet_s or inf, want.max_wait_s) for want in wanted)
+            if ledger.now() + quiet_s < self._looks_at:
+                ledger.ring("receiver")
+        ledger.ring("ahead")
 
     def closed(self, transfer: int, how: TransferEnd) -> None:
         """An association ended; the units it held may be complete now."""
@@ -246,7 +261,10 @@ class Receiver:
                 for candidate in self._context.ledger.arrivals.due():
                     self._decide(candidate)
                 self._count_overdue()
-                self._bell.wait(self._pause_s())
+                self._looks_at = inf  # what is recorded from here on may be missed: ring
+                pause_s = self._pause_s()
+                self._looks_at = self._context.ledger.now() + pause_s
+                self._bell.wait(pause_s)
         except BaseException as error:  # noqa: BLE001  # handed to tick, which ends the role
             self._failure = error
 
@@ -254,7 +272,7 @@ class Receiver:
         """Until the next timer or deadline, at most `LONGEST_WAIT_S`."""
         ledger = self._context.ledger
         moments = (ledger.arrivals.next_due_at(), ledger.upkeep.next_deadline_at())
-        soonest = min((at for at in moments if at is not None), default=float("inf"))
+        soonest = min((at for at in moments if at is not None), default=inf)
         return max(0.002, min(LONGEST_WAIT_S, soonest - ledger.now()))
 
     def _decide(self, candidate: Candidate) -> None:

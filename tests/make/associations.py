@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import socket
+import struct
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache
 from io import BytesIO
+from pathlib import Path
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE
-from pynetdicom.association import Association
+from pynetdicom.association import Association as Requestor
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dul import DULServiceProvider
@@ -28,7 +34,9 @@ from pynetdicom.presentation import build_context
 
 from dicom_xai.config import Allowed, Listener, ReceiveConfig
 from dicom_xai.errors import RefusedError
+from dicom_xai.receive.association import Association
 from dicom_xai.receive.storage_scp import Arrival, StorageSCP, TransferEnd
+from dicom_xai.spool import Draft, Spool
 from dicom_xai.study import Sender
 
 HOST = "127.0.0.1"
@@ -76,16 +84,32 @@ def ready_to_send(ds: Dataset, syntax: str = ExplicitVRLittleEndian) -> Dataset:
     return ds
 
 
+@cache
+def _spool() -> Spool:
+    """One for all shelves of the process, for making its folders takes longer than most tests."""
+    folder = tempfile.mkdtemp(prefix="shelf-")
+    atexit.register(shutil.rmtree, folder)
+    return Spool(Path(folder))
+
+
 class Shelf:
-    """A door that keeps what comes in memory and refuses what it is told to refuse."""
+    """A door that keeps what comes and refuses what it is told to refuse.
+
+    `data_sets` holds the bytes after each file's meta information.
+    """
 
     def __init__(self, refusal: RefusedError | Exception | None = None) -> None:
         self.refusal = refusal
         self.arrivals: list[Arrival] = []
+        self.data_sets: list[bytes] = []
         self.ends: list[tuple[int, TransferEnd]] = []
         self.refusals: list[tuple[str, Sender]] = []
         self.transfers = 0
         self._changed = threading.Condition()
+
+    def draft(self) -> AbstractContextManager[Draft]:
+        """A new file."""
+        return _spool().draft()
 
     def opened(self, sender: Sender) -> int:
         """A new number."""
@@ -97,8 +121,12 @@ class Shelf:
         """Keep it, or raise what was asked for."""
         if self.refusal is not None:
             raise self.refusal
+        with arrival.draft.mapped(0) as view:
+            file = bytes(view)
+        (meta_bytes,) = struct.unpack_from("<L", file, 140)
         with self._changed:
             self.arrivals.append(arrival)
+            self.data_sets.append(file[144 + meta_bytes :])
             self._changed.notify_all()
 
     def closed(self, transfer: int, how: TransferEnd) -> None:
@@ -130,7 +158,7 @@ def a_config(**fields: object) -> ReceiveConfig:
     values: dict[str, object] = {
         "listeners": (Listener(ae_title="DICOM_XAI", host=HOST, port=0),),
         "allow": (Allowed(ae_title="*", network="127.0.0.0/8"),),
-        "acse_timeout_s": 1.0,
+        "acse_timeout_s": 5.0,  # of a loaded machine
         "dimse_timeout_s": 1.0,
         "network_timeout_s": 5.0,
     }
@@ -252,7 +280,7 @@ def threads_of_associations() -> list[threading.Thread]:
     return [
         each
         for each in threading.enumerate()
-        if isinstance(each, (Association, DULServiceProvider))
+        if isinstance(each, (Association, Requestor, DULServiceProvider))
     ]
 
 

@@ -21,7 +21,7 @@ from pydicom.uid import (
 from dicom_xai import errors
 from dicom_xai.config import Destination
 from dicom_xai.deliver.storage_scu import StorageSCU
-from dicom_xai.receive.inspect import file_of
+from dicom_xai.receive.inspect import file_meta
 from tests.make.associations import HOST, Shelf, an_image, encoded, listening
 
 pytestmark = pytest.mark.peers
@@ -37,7 +37,8 @@ def a_path(folder: Path, name: str, syntax: str = ExplicitVRLittleEndian) -> tup
     ds = an_image(rows=512, columns=512)
     data = encoded(ds, syntax)
     path = folder / name
-    path.write_bytes(b"".join(file_of(data, syntax, ds.SOPClassUID, ds.SOPInstanceUID, "STORESCU")))
+    meta = file_meta(syntax, ds.SOPClassUID, ds.SOPInstanceUID, "STORESCU")
+    path.write_bytes(meta + data)
     return path, data
 
 
@@ -152,9 +153,8 @@ def test_an_object_takes_milliseconds_without_the_peer_being_tuned(tmp_path: Pat
     # storescp leaves Nagle's algorithm on: 88 ms an object against a sender that does not help.
     # The bound lies far from both, 40 objects at 88 ms would be 3.5 s.
     ds = an_image()
-    file = b"".join(
-        file_of(encoded(ds), ExplicitVRLittleEndian, ds.SOPClassUID, ds.SOPInstanceUID, "DICOM_XAI")
-    )
+    meta = file_meta(ExplicitVRLittleEndian, ds.SOPClassUID, ds.SOPInstanceUID, "DICOM_XAI")
+    file = meta + encoded(ds)
     with storescp(tmp_path) as port:
         place = Destination(type="dimse", ae_title="ANY", host=HOST, port=port)
         scu = StorageSCU("pacs", place, [(CTImageStorage, ExplicitVRLittleEndian)])

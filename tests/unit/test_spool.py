@@ -177,9 +177,9 @@ def traced(tmp_path: Path, *options: str, parts: tuple[str, ...] = ("data",)) ->
 def steps(calls: list[str]) -> list[str]:
     """The calls that matter, in words."""
     words = [
-        (r"openat\(.*\.tmp\", O_WRONLY\|O_CREAT\|O_EXCL.*, 0600\)", "create temp"),
+        (r"openat\(.*\.tmp\", O_RDWR\|O_CREAT\|O_EXCL.*, 0600\)", "create temp"),
         (r"write\(\d+<.*\.tmp>, \"data\"", "write temp"),
-        (r"fsync\(\d+<.*\.tmp>\)\s+= 0", "sync temp"),
+        (r"fsync\(\d+<[^>]*/[0-9a-f]{2}/[0-9a-f]{32}>\)\s+= 0", "sync file"),
         (r"rename\(.*\.tmp\", \"[^\"]*/[0-9a-f]{2}/[0-9a-f]{32}\"\)\s+= 0", "rename"),
         (r"fsync\(\d+<[^>]*/[0-9a-f]{2}>\)\s+= 0", "sync folder"),
         (r"fsync\(.*EIO", "sync fails"),
@@ -194,8 +194,8 @@ def test_data_name_and_folder_are_synced_in_this_order_before_put_returns(tmp_pa
     assert steps(traced(tmp_path)) == [
         "create temp",
         "write temp",
-        "sync temp",
         "rename",
+        "sync file",
         "sync folder",
         "durable",
     ]
@@ -236,18 +236,30 @@ def test_after_a_failed_sync_nothing_is_stored_and_nothing_more_is_taken(
 
 
 @pytest.mark.peers("strace")
-@pytest.mark.parametrize("when", ["temp written", "renamed"])
+@pytest.mark.parametrize("call", ["write", "rename", "fsync"])
 def test_a_process_killed_in_the_middle_leaves_no_half_file_under_a_key(
-    tmp_path: Path, when: str
+    tmp_path: Path, call: str
 ) -> None:
     (tmp_path / "dry").mkdir()
-    option = fault(tmp_path, {"temp written": "file", "renamed": "folder"}[when])
-    traced(tmp_path, "-e", option.replace("error=EIO", "signal=KILL"))
+    option = {
+        "write": f"inject=write:signal=KILL:when={_write_of_data(tmp_path / 'dry')}",
+        "rename": "inject=rename:signal=KILL:when=1",
+        "fsync": fault(tmp_path, "file").replace("error=EIO", "signal=KILL"),
+    }[call]
+    traced(tmp_path, "-e", option)
     spool = Spool(tmp_path / "spool")
     stored = [spool.read(key) for key, _ in spool.entries()]
-    assert stored == ([] if when == "temp written" else [b"data"])
-    assert spool.sweep() == (1 if when == "temp written" else 0)
+    # a name is given only to what is written to the end
+    assert stored == ([b"data"] if call == "fsync" else [])
+    assert spool.sweep() == (0 if call == "fsync" else 1)
     assert len(files(tmp_path / "spool")) == len(stored)
+
+
+def _write_of_data(folder: Path) -> int:
+    """Which of the process's writes is the first into the file."""
+    traced(folder)
+    writes = [line for line in (folder / "trace").read_text().splitlines() if " write(" in line]
+    return next(number for number, line in enumerate(writes, 1) if '"data"' in line)
 
 
 # ------------------------------------------------------------------ sweeping

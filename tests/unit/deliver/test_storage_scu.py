@@ -24,7 +24,7 @@ from dicom_xai.deliver.storage_scu import RESULT_CONTEXTS, StorageSCU, Timeouts,
 from dicom_xai.demo.pacs import StandInPACS
 from dicom_xai.dimse import Answer, answer_of
 from dicom_xai.errors import CannotUnderstandError, DestinationUnavailableError
-from dicom_xai.receive.inspect import file_of
+from dicom_xai.receive.inspect import file_meta
 from dicom_xai.study import Receipt
 from tests.make.associations import (
     HOST,
@@ -51,7 +51,7 @@ def _no_thread_stays() -> Iterator[None]:
 def a_file(ds: Dataset | None = None, syntax: str = ExplicitVRLittleEndian) -> bytes:
     ds = ds or an_image()
     data = encoded(ds, syntax)
-    return b"".join(file_of(data, syntax, ds.SOPClassUID, ds.SOPInstanceUID, "SENDER"))
+    return file_meta(syntax, ds.SOPClassUID, ds.SOPInstanceUID, "SENDER") + data
 
 
 def at(port: int, ae_title: str = "DICOM_XAI") -> Destination:

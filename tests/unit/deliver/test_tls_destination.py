@@ -16,7 +16,7 @@ from pynetdicom.sop_class import Verification
 from dicom_xai.config import ClientTLS, Destination, ListenerTLS
 from dicom_xai.deliver.storage_scu import StorageSCU, Timeouts
 from dicom_xai.errors import DestinationUnavailableError
-from dicom_xai.receive.inspect import file_of
+from dicom_xai.receive.inspect import file_meta
 from dicom_xai.tls import Credentials, Rotation
 from tests.make.associations import HOST, an_image, encoded, stubborn, wait_until_all_have_ended
 from tests.make.certificates import Authority
@@ -39,9 +39,7 @@ def authority(tmp_path: Path) -> Authority:
 def a_file(columns: int = 64) -> bytes:
     ds = an_image(rows=512, columns=columns)
     data = encoded(ds)
-    return b"".join(
-        file_of(data, ExplicitVRLittleEndian, ds.SOPClassUID, ds.SOPInstanceUID, "SENDER")
-    )
+    return file_meta(ExplicitVRLittleEndian, ds.SOPClassUID, ds.SOPInstanceUID, "SENDER") + data
 
 
 @contextmanager

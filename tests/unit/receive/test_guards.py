@@ -16,7 +16,6 @@ from pydicom.uid import CTImageStorage
 from pynetdicom.sop_class import Verification
 
 from dicom_xai.dimse import MAX_PDU_BYTES
-from dicom_xai.receive.upper_layer import MonotonicTimer
 from tests.make.associations import (
     HOST,
     Shelf,
@@ -287,28 +286,3 @@ def test_a_connection_that_only_looks_in_is_forgotten_at_once() -> None:
             connected(scp.ports[0]).close()
         wait_until_all_have_ended()
         assert store(scp.ports[0], an_image()) == [0x0000]
-
-
-def test_timers_do_not_look_at_the_wall_clock() -> None:
-    timer = MonotonicTimer(0.0)
-    assert not timer.expired
-    assert timer.remaining == 0.0
-    timer.start()
-    assert timer.remaining <= 0.0
-    start = time.monotonic()
-    while not timer.expired:
-        assert time.monotonic() - start < 5
-    timer.stop()
-    assert not timer.expired
-    timer.timeout = None
-    timer.start()
-    assert not timer.expired
-
-
-def test_the_timers_of_an_association_are_monotonic() -> None:
-    door = Shelf()
-    with listening(door) as scp, negotiated(scp.ports[0]):
-        (upper_layer,) = [t for t in threads_of_associations() if hasattr(t, "artim_timer")]
-        assert isinstance(upper_layer.artim_timer, MonotonicTimer)
-        assert isinstance(upper_layer._idle_timer, MonotonicTimer)
-        assert upper_layer.daemon

@@ -23,7 +23,7 @@ from pydicom.uid import (
 )
 
 from dicom_xai.errors import CannotUnderstandError, DataSetMismatchError, RefusedError
-from dicom_xai.receive.inspect import MAX_DEPTH, MAX_ELEMENTS, file_of, inspect
+from dicom_xai.receive.inspect import MAX_DEPTH, MAX_ELEMENTS, file_meta, inspect
 from tests.make.associations import an_image, encoded
 
 SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
@@ -336,13 +336,12 @@ def test_a_patient_name_after_the_pixels_is_refused() -> None:
 def test_the_stored_file_is_part_10_around_the_received_bytes(syntax: str) -> None:
     ds = an_image()
     data = encoded(ds, syntax)
-    head, body = file_of(data, syntax, ds.SOPClassUID, ds.SOPInstanceUID, "SENDER")
-    assert body is data
-    read = dcmread(BytesIO(head + body))
+    head = file_meta(syntax, ds.SOPClassUID, ds.SOPInstanceUID, "SENDER")
+    read = dcmread(BytesIO(head + data))
     assert read.file_meta.TransferSyntaxUID == syntax
     assert read.file_meta.MediaStorageSOPClassUID == ds.SOPClassUID
     assert read.file_meta.MediaStorageSOPInstanceUID == ds.SOPInstanceUID
     assert read.file_meta.SourceApplicationEntityTitle == "SENDER"
     assert read.file_meta.FileMetaInformationGroupLength == len(head) - 144
     assert read.PixelData == ds.PixelData
-    assert head == file_of(data, syntax, ds.SOPClassUID, ds.SOPInstanceUID, "SENDER")[0]
+    assert head == file_meta(syntax, ds.SOPClassUID, ds.SOPInstanceUID, "SENDER")

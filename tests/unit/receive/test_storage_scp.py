@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import resource
 import socket
+import struct
 import threading
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 
 import pytest
 from pydicom.uid import (
@@ -20,7 +23,9 @@ from pynetdicom.sop_class import Verification
 
 from dicom_xai import errors
 from dicom_xai.config import Allowed, Listener
+from dicom_xai.receive.inspect import file_meta
 from dicom_xai.receive.storage_scp import StorageSCP
+from dicom_xai.spool import Draft
 from tests.make.associations import (
     HOST,
     Shelf,
@@ -56,9 +61,10 @@ def test_an_object_arrives_byte_for_byte_with_its_facts(syntax: str) -> None:
         assert store(scp.ports[0], ds, syntaxes=[syntax], calling="MODALITY") == [0x0000]
         door.wait("ends")
     (arrival,) = door.arrivals
-    assert arrival.file[1] == encoded(ds, syntax)
+    assert door.data_sets == [encoded(ds, syntax)]
     assert arrival.data_set_sha256 == hashlib.sha256(encoded(ds, syntax)).hexdigest()
-    assert arrival.size_bytes == len(b"".join(arrival.file))
+    meta = file_meta(syntax, ds.SOPClassUID, ds.SOPInstanceUID, "MODALITY")
+    assert arrival.size_bytes == len(meta) + len(encoded(ds, syntax))
     assert arrival.transfer_syntax_uid == syntax
     assert arrival.sop_instance_uid == ds.SOPInstanceUID
     assert arrival.series_instance_uid == ds.SeriesInstanceUID
@@ -382,3 +388,74 @@ def test_a_refusal_says_why_in_64_characters() -> None:
         answer = assoc.send_c_store(ready_to_send(an_image()))
     assert answer.Status == 0xA700
     assert answer.ErrorComment == reason[:64]
+
+
+def in_fragments(request: bytes, *sizes: int) -> bytes:
+    """The fragments of a message cut and put into one PDU each, or several into one, anew.
+
+    `sizes` are fragments for each PDU, over and over.
+    """
+    fragments = []
+    while request:
+        (length,) = struct.unpack_from(">L", request, 2)
+        fragments.append(request[6 : 6 + length])
+        request = request[6 + length :]
+    pdus = []
+    for count in itertools.cycle(sizes):
+        body, fragments = b"".join(fragments[:count]), fragments[count:]
+        pdus.append(struct.pack(">BxL", 4, len(body)) + body)
+        if not fragments:
+            return b"".join(pdus)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("sizes", [(1,), (2,), (1, 3), (5, 1), (7,)])
+def test_fragments_may_lie_in_pdus_as_the_peer_likes(sizes: tuple[int, ...]) -> None:
+    door = Shelf()
+    ds = an_image(rows=200, columns=250)  # seven fragments of 16 kB and the command
+    request = store_request(encoded(ds), ds.SOPClassUID, ds.SOPInstanceUID)
+    with listening(door) as scp, negotiated(scp.ports[0]) as sock:
+        # two messages, cut where the fragments fall
+        sock.sendall(in_fragments(request + request, *sizes))
+        assert [next_pdu(sock)[:1] for _ in range(2)] == [b"\x04", b"\x04"]
+    assert door.data_sets == [encoded(ds)] * 2
+
+
+def test_an_object_that_is_refused_early_is_heard_out_and_the_next_one_is_taken() -> None:
+    class Closed(Shelf):
+        is_full = True
+
+        def draft(self) -> AbstractContextManager[Draft]:
+            if self.is_full:
+                raise errors.OutOfResourcesError("full", reason="no-space")
+            return super().draft()
+
+    door = Closed()
+    with listening(door) as scp, associated(scp.ports[0]) as assoc:
+        large = ready_to_send(an_image(rows=700, columns=700))
+        assert assoc.send_c_store(large).Status == 0xA700
+        door.is_full = False
+        assert assoc.send_c_store(large).Status == 0x0000
+    assert door.reasons() == ["no-space"]
+
+
+@pytest.mark.promise("N3")
+def test_a_large_object_is_never_held_in_memory() -> None:
+    door = Shelf(errors.OutOfResourcesError("not kept"))
+    ds = an_image(rows=8000, columns=8000)  # 128 MB
+    request = store_request(encoded(ds), ds.SOPClassUID, ds.SOPInstanceUID)
+    with (
+        listening(door, max_message_bytes=200_000_000) as scp,
+        negotiated(scp.ports[0]) as sock,
+    ):
+        sock.settimeout(60)
+        before = peak_bytes()
+        sock.sendall(request)
+        assert b"\x00\x00\x00\x09\x02\x00\x00\x00\x00\xa7" in next_pdu(sock)
+        # a part of 128 kB, the header, and the pages of the file that the walk looks at
+        assert peak_bytes() - before < 16_000_000
+
+
+def peak_bytes() -> int:
+    """The highest resident size of this process so far."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
