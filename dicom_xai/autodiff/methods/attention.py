@@ -16,7 +16,9 @@ from ..backward import pull_back, spelled_out
 from ..emit import Tensor
 from ..layers import FUSED_ATTENTION, path
 from ..positions import Layout, layouts
+from ..prepare import node_label
 from ..rules import GRADIENT
+from ..rules.pooling import repeat
 from .question import Answer, Question
 from .windows import Windows, windows_of
 
@@ -28,9 +30,8 @@ class AttentionRollout:
     The row of the class token is read; without one, the mean of all rows. It is carried from the
     last layer to the first, which gives the same as the product of the layers' matrices.
 
-    Attention within windows (Liu et al. 2021, "Swin Transformer", section 3.2) is followed through
-    the last stage, on whose grid the map is: a layer's Abar there is 0 between windows, and within
-    them that of the window, wherever a shift put it. Stages before that are not looked at.
+    Attention within windows (Liu et al. 2021, "Swin Transformer", section 3.2): a layer's Abar is 0
+    between windows, and within them that of the window, wherever a shift put it.
 
     Parameters
     ----------
@@ -46,25 +47,32 @@ class AttentionRollout:
     discard : float
         ``corrected`` only: which part of a layer's entries, the lowest, is left out per image.
         Entries equal to the lowest kept one stay.
+    stages : str
+        Of attention within windows. ``last``: the layers of the last stage, on whose grid the map
+        is; that others are left out is said in the report. ``all``: on to the first stage's grid,
+        a merged place sharing out equally among those it was merged from.
 
     Raises
     ------
     ConfigError
-        No such form, or a discarded part outside [0, 1).
+        No such form or stages, or a discarded part outside [0, 1).
     """
 
     form: Literal["chefer", "corrected"] = "chefer"
     discard: float = 0.9
+    stages: Literal["last", "all"] = "last"
 
     def __post_init__(self) -> None:
+        if self.stages not in ("last", "all"):
+            raise ConfigError(f"stages is {self.stages!r}; 'last' or 'all' is needed")
         if self.form not in ("chefer", "corrected"):
             raise ConfigError(f"form is {self.form!r}; 'chefer' or 'corrected' is needed")
         if not 0 <= self.discard < 1:
             raise ConfigError(f"discard is {self.discard}; a part in [0, 1) is needed")
 
     def __call__(self, q: Question) -> Answer:
-        """The map, on the grid of patches, or of the last stage of windows."""
-        found = attentions(q)
+        """The map, on the grid of patches, or of a stage of windows."""
+        found = attentions(q, self.stages)
         last = found[-1].place
         if isinstance(last, Windows):
             if self.form == "corrected":
@@ -115,12 +123,20 @@ def chefer(weighed: Sequence[Tensor], layout: Layout) -> Tensor:
 
 
 def within_windows(found: Sequence[Attention]) -> Tensor:
-    """The mean row of R without the identity, over the grid of windows, ``(batch, 1, *grid)``."""
+    """The mean row of R without the identity, over the first layer's grid, ``(batch, 1, *grid)``.
+
+    Raises
+    ------
+    ConfigError
+        A stage's grid is not a whole number of times as fine as the next one's.
+    """
     row: Tensor | None = None
     for item in reversed(found):
         place = item.place
         assert isinstance(place, Windows)
         a = item.weighed.graph.op("Relu", item.weighed).mean([1], keep=False)
+        if row is not None:
+            row = spread(row, place.grid)
         count = math.prod(place.grid)
         dtype = helper.tensor_dtype_to_np_dtype(a.dtype)
         read = a.graph.constant(np.full((1, 1, *place.grid), 1 / count, dtype))
@@ -128,6 +144,18 @@ def within_windows(found: Sequence[Attention]) -> Tensor:
         row = arriving if row is None else row + arriving
     assert row is not None
     return row
+
+
+def spread(row: Tensor, grid: Sequence[int]) -> Tensor:
+    """What merged places hold, in equal parts on the finer grid that they were merged from."""
+    sizes = [row.size(axis + 2) for axis in range(len(grid))]
+    times = [fine // coarse for fine, coarse in zip(grid, sizes, strict=True)]
+    if [coarse * time for coarse, time in zip(sizes, times, strict=True)] != list(grid):
+        raise ConfigError(
+            f"a stage of {list(grid)} places is merged to {sizes}, which does not go into it; "
+            "use stages='last'"
+        )
+    return row if max(times) == 1 else repeat(row, times) / math.prod(times)
 
 
 @dataclass(frozen=True)
@@ -147,8 +175,14 @@ class Attention:
     place: Layout | Windows
 
 
-def attentions(q: Question) -> list[Attention]:
-    """Attention over all tokens, else within the windows of the last stage; first layer first.
+ONE_STAGE = (
+    "the rollout follows attention within the windows of the last stage alone; "
+    "AttentionRollout(stages='all') follows those before too"
+)
+
+
+def attentions(q: Question, stages: str) -> list[Attention]:
+    """Attention over all tokens, else within the windows of the stages; first layer first.
 
     Raises
     ------
@@ -170,11 +204,20 @@ def attentions(q: Question) -> list[Attention]:
             "the model shows no attention over the whole image, nor within windows of it that can "
             "be followed: a rollout needs a transformer; use grad-cam"
         )
-    return [
-        Attention(a * gradient(q, node, a), windows)
+    lost = [node for node, _, windows in placed if windows is None]
+    if lost and stages == "all":
+        raise ConfigError(
+            f"the windows of the attention at node {node_label(lost[0])!r} cannot be followed to "
+            "the image; use stages='last'"
+        )
+    chosen = [
+        (node, a, windows)
         for node, a, windows in placed
-        if windows is not None and windows.grid == last.grid
+        if windows is not None and (stages == "all" or windows.grid == last.grid)
     ]
+    if len(chosen) < len(placed):
+        q.graph.notes.append(ONE_STAGE)
+    return [Attention(a * gradient(q, node, a), windows) for node, a, windows in chosen]
 
 
 def probabilities(q: Question, node: onnx.NodeProto) -> Tensor | None:

@@ -111,6 +111,8 @@ def test_corrected_rollout_without_a_class_token_shares_out_one() -> None:
 def test_rollout_with_impossible_parameters_is_refused(form: str, discard: float) -> None:
     with pytest.raises(ConfigError, match="is needed"):
         AttentionRollout(form, discard)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="is needed"):
+        AttentionRollout(stages="first")  # type: ignore[arg-type]
 
 
 class LastStage(Swin):
@@ -142,15 +144,17 @@ class FlatStage(LastStage):
         return self.scores(self.last(x).mean(1))
 
 
-def by_windows(
+ROLLOUT = "gradient-attention-rollout"
+
+
+def abars(
     attention: list[tuple[torch.Tensor, torch.Tensor]], shifts: list[int], size: int
-) -> torch.Tensor:
-    """Mean relevance of the grid's positions, from one matrix over all of them per layer."""
-    count = size * size
-    r = torch.eye(count).repeat(2, 1, 1)
+) -> list[torch.Tensor]:
+    """One matrix over all of the grid's positions per layer."""
+    made = []
     for (a, g), shift in zip(attention, shifts, strict=True):
         per_window = (a * g).relu().mean(1).reshape(2, -1, 16, 16)
-        abar = torch.zeros(2, count, count)
+        abar = torch.zeros(2, size * size, size * size)
         for window in range(per_window.shape[1]):
             top, left = (4 * i for i in divmod(window, size // 4))
             held = [
@@ -162,8 +166,18 @@ def by_windows(
                 abar[image_index][torch.tensor(held)[:, None], torch.tensor(held)] = per_window[
                     image_index, window
                 ]
+        made.append(abar)
+    return made
+
+
+def by_windows(
+    attention: list[tuple[torch.Tensor, torch.Tensor]], shifts: list[int], size: int
+) -> torch.Tensor:
+    """Mean relevance of the grid's positions."""
+    r = torch.eye(size * size).repeat(2, 1, 1)
+    for abar in abars(attention, shifts, size):
         r = r + abar @ r
-    return (r - torch.eye(count)).mean(1).reshape(2, 1, size, size)
+    return (r - torch.eye(size * size)).mean(1).reshape(2, 1, size, size)
 
 
 @pytest.mark.parametrize(("exporter", "opset"), [("torchscript", 17), ("dynamo", 20)])
@@ -191,6 +205,35 @@ def test_windows_of_the_last_stage_are_put_back_where_they_lie_on_the_image(
     attention = attended(network, x, monkeypatch)[layers]
     assert_close(found["attribution"], by_windows(attention, shifts, size))
     assert (found["scores"] == run(plain, x)["scores"]).all()
+
+
+@pytest.mark.parametrize(("exporter", "opset"), [("torchscript", 17), ("dynamo", 20)])
+def test_all_stages_are_followed_down_to_the_first_ones_grid(
+    exporter: str, opset: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, x = seeded(Swin()), image(2, 1, 32, 32)
+    plain = exported(network, x, exporter, opset)
+    compiled = compile(plain, AttentionRollout(stages="all"))
+    attention = attended(network, x, monkeypatch)
+    fine, coarse = abars(attention[:2], [0, 2], 8), abars(attention[2:], [0], 4)
+    row = torch.full((2, 1, 16), 1 / 16) @ coarse[0]
+    row = row.reshape(2, 1, 4, 4).repeat_interleave(2, 2).repeat_interleave(2, 3) / 4
+    row = row.reshape(2, 1, 64)
+    for abar in reversed(fine):
+        row = row + (torch.full((2, 1, 64), 1 / 64) + row) @ abar
+    found = run(compiled.model, x, target=TARGET)
+    assert_close(found["attribution"], row.reshape(2, 1, 8, 8))
+    assert not compiled.report.warnings
+    assert (found["scores"] == run(plain, x)["scores"]).all()
+
+
+def test_stages_that_are_left_out_are_named_in_the_report() -> None:
+    several, one = (
+        compile(exported(seeded(make()), image(2, 1, 32, 32), "torchscript", 17), ROLLOUT)
+        for make in (Swin, LastStage)
+    )
+    assert "stages='all'" in several.report.warnings[0]
+    assert not one.report.warnings
 
 
 class PaddedStage(LastStage):
