@@ -17,6 +17,7 @@ from pydicom import uid
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification
 
+from dicom_xai import uids
 from dicom_xai.errors import (
     CannotUnderstandError,
     DataSetMismatchError,
@@ -195,12 +196,15 @@ IGNORED_CLASSES: dict[str, tuple[str, ...]] = {
     ),
     "PR": tuple(f"{_STORAGE}.11.{leaf}" for leaf in range(1, 13)),
     "KO": (f"{_STORAGE}.88.59",),
-    "SEG": (f"{_STORAGE}.66.4", f"{_STORAGE}.66.5", f"{_STORAGE}.66.7"),
+    "SEG": (f"{_STORAGE}.66.4", f"{_STORAGE}.66.5", uids.LABEL_MAP_SEGMENTATION_STORAGE),
     "DOC": tuple(f"{_STORAGE}.104.{leaf}" for leaf in range(1, 6)),
 }
 
 #: Classes whose objects hold (7FE0,0010): without it one of these is not whole.
-PIXEL_CLASSES = frozenset(IMAGE_CLASSES) | {f"{_STORAGE}.66.4", f"{_STORAGE}.66.7"}
+PIXEL_CLASSES = frozenset(IMAGE_CLASSES) | {
+    f"{_STORAGE}.66.4",
+    uids.LABEL_MAP_SEGMENTATION_STORAGE,
+}
 
 
 def ignored_kind(sop_class_uid: str) -> str | None:

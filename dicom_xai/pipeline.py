@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dicom_xai.config import Compression, Destination, Route
+from dicom_xai.config import Destination, Layout, Route, SegmentationKind
 from dicom_xai.decode.frames import to_frames
 from dicom_xai.decode.geometry import attach, stack
 from dicom_xai.decode.normalize import model_inputs
@@ -148,6 +148,7 @@ def run(job: Job, model: ServedModel, deadline: Deadline, tools: Tools) -> Outco
                 for instance, made in zip(job.instances, prepared, strict=True)
             },
             heat_of=_heat_of,
+            probability_of=_probability_of,
             display_of=_display_of(volume),
         )
     return Outcome(
@@ -184,19 +185,23 @@ def plan_objects(route: Route, destinations: Mapping[str, Destination]) -> list[
     StudyError
         No destination of the route is in the config any more.
     """
-    wanted: dict[tuple[ObjectKind, Compression, int], list[str]] = {}
+    wanted: dict[Planned, list[str]] = {}
     for rule in route.send:
-        kind = ObjectKind(rule.object)
         for name in (name for name in rule.to if name in destinations):
-            compression = destinations[name].compress
-            if kind is ObjectKind.SEG and compression is Compression.JPEG:
-                compression = Compression.NONE  # a segmentation is never lossy
-            wanted.setdefault((kind, compression, rule.slices or 1), []).append(name)
+            planned = Planned(
+                ObjectKind(rule.object),
+                destinations[name].compress,
+                (),
+                rule.slices or 1,
+                rule.layout or Layout.SINGLE,
+                rule.kind or SegmentationKind.BINARY,
+            )
+            wanted.setdefault(planned, []).append(name)
     if not wanted:
         raise StudyError(f"no destination of route {route.name!r} is configured any more")
     return [
-        Planned(kind, compression, tuple(dict.fromkeys(names)), slices)
-        for (kind, compression, slices), names in wanted.items()
+        replace(planned, destinations=tuple(dict.fromkeys(names)))
+        for planned, names in wanted.items()
     ]
 
 
@@ -228,14 +233,20 @@ def _choose(
     return choice
 
 
-def _heat_of(finding: Finding, frame: int) -> torch.Tensor:
+def _heat_of(finding: Finding, frames: Sequence[int]) -> torch.Tensor:
     if finding.attribution is None:
         raise StudyError(f"finding {finding.name} has no map")
-    return to_source(finding.attribution.heat, finding.attribution.placements, [frame])[0]
+    return to_source(finding.attribution.heat, finding.attribution.placements, frames)
 
 
-def _display_of(volume: Volume) -> Callable[[int], torch.Tensor]:
-    def shown(frame: int) -> torch.Tensor:
-        return display([volume.frames[frame]])[0]
+def _probability_of(finding: Finding, frames: Sequence[int]) -> torch.Tensor:
+    if finding.region is None:
+        raise StudyError(f"finding {finding.name} has no region")
+    return to_source(finding.region.probability, finding.region.placements, frames)
+
+
+def _display_of(volume: Volume) -> Callable[[Sequence[int]], torch.Tensor]:
+    def shown(frames: Sequence[int]) -> torch.Tensor:
+        return display([volume.frames[frame] for frame in frames])
 
     return shown

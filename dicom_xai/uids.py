@@ -17,6 +17,9 @@ IMPLEMENTATION_CLASS_UID = "2.25.321949168989331322481129668855793251619"
 #: At most 16 characters (PS3.7 D.3.3.2.3).
 IMPLEMENTATION_VERSION_NAME = f"DICOM_XAI_{__version__}"[:16]
 
+#: Label Map Segmentation Storage (PS3.4 B.5), which pydicom 3.0 does not know by name.
+LABEL_MAP_SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+
 _COMPONENT = r"(?:0|[1-9][0-9]*)"
 _UID = re.compile(rf"{_COMPONENT}(?:\.{_COMPONENT})+")
 

@@ -44,9 +44,11 @@ from dicom_xai.config.reading import (
 )
 from dicom_xai.config.routes import (
     Clause,
+    Layout,
     Route,
     RoutesConfig,
     RouteTest,
+    SegmentationKind,
     SendRule,
     TriggerKind,
 )
@@ -82,6 +84,7 @@ __all__ = [
     "HeatmapScale",
     "IgnoredKind",
     "InputKind",
+    "Layout",
     "Listener",
     "ListenerTLS",
     "MinimumRegion",
@@ -98,6 +101,7 @@ __all__ = [
     "RouteTest",
     "RoutesConfig",
     "Secret",
+    "SegmentationKind",
     "SendRule",
     "ServiceConfig",
     "StackAttribute",

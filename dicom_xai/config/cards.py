@@ -314,6 +314,11 @@ class ModelCard(Section):
         return self.outputs[0].classes
 
     @property
+    def segments(self) -> bool:
+        """Whether the model says of each pixel how probable each class is."""
+        return self.outputs[0].kind == "segmentation"
+
+    @property
     def digest(self) -> str:
         """SHA-256 over all that decides a result: the card's values, the file's hash among them."""
         return hashlib.sha256(self.model_dump_json(exclude={"file"}).encode()).hexdigest()

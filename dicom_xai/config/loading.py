@@ -12,9 +12,9 @@ from pydantic import (
     ValidationError,
 )
 
-from dicom_xai.config.cards import ModelCard
+from dicom_xai.config.cards import InputKind, ModelCard
 from dicom_xai.config.reading import Marks, Problem, ProblemsError, S, parse, read_yaml
-from dicom_xai.config.routes import Route, RoutesConfig, TriggerKind
+from dicom_xai.config.routes import Layout, Route, RoutesConfig, SegmentationKind, TriggerKind
 from dicom_xai.config.service import LedgerConfig, ServiceConfig
 from dicom_xai.config.tls import ClientTLS, ListenerTLS
 from dicom_xai.config.types import Section, nearest
@@ -77,7 +77,7 @@ def load(path: Path) -> tuple[Config, list[Problem]]:
         routes, routes_marks = _parse_or_collect(routes_file, RoutesConfig, errors)
         names = _Names(
             models=tuple(file.stem for file in files),
-            units={name: card.default_per for name, card in cards.items()},
+            cards=cards,
             destinations=None if service is None else tuple(service.destinations),
         )
         readable = dict(enumerate(routes.routes)) if routes else _readable_routes(routes_file)
@@ -215,7 +215,7 @@ class _Names:
     """What a route may name; a card with faults still has a name. None: not known."""
 
     models: tuple[str, ...]
-    units: Mapping[str, Per]
+    cards: Mapping[str, ModelCard]
     destinations: tuple[str, ...] | None
 
 
@@ -231,11 +231,21 @@ def _route_problems(
     if names.models and route.model not in names.models:
         message = f"{here}no model {route.model!r}{nearest(route.model, names.models)}"
         yield Problem(file, *at("model"), message)
-    per = route.per or names.units.get(route.model, Per.INSTANCE)
+    card = names.cards.get(route.model)
+    per = route.per or (card.default_per if card else Per.INSTANCE)
     if route.trigger is TriggerKind.INSTANCE and per is not Per.INSTANCE:
         message = f"{here}trigger instance, but model {route.model!r} works per {per}"
         yield Problem(file, *at("trigger"), message)
     for j, rule in enumerate(route.send):
+        if rule.kind is SegmentationKind.FRACTIONAL and card and not card.segments:
+            message = (
+                f"{here}kind fractional is for the probabilities of a segmentation model, and "
+                f"model {route.model!r} has no output of kind segmentation; use binary or labelmap"
+            )
+            yield Problem(file, *at("send", j, "kind"), message)
+        if rule.layout is Layout.STACK and card and card.inputs[0].kind is InputKind.IMAGE2D:
+            message = f"{here}layout stack is for series, and model {route.model!r} takes images"
+            yield Problem(file, *at("send", j, "layout"), message)
         for k, name in enumerate(rule.to):
             if names.destinations is not None and name not in names.destinations:
                 message = f"{here}no destination {name!r}{nearest(name, names.destinations)}"

@@ -68,17 +68,45 @@ class TriggerKind(StrEnum):
     QUIET = "quiet"
 
 
+class SegmentationKind(StrEnum):
+    """How a seg tells which pixels belong to a finding (PS3.3 C.8.20.2)."""
+
+    BINARY = "binary"  #: one bit: at or above the threshold; regions may overlap
+    FRACTIONAL = "fractional"  #: the model's probability, 255 = 1; never a heat map
+    LABELMAP = "labelmap"  #: one number: the finding that is strongest there
+
+
+class Layout(StrEnum):
+    """What the pictures of a series become."""
+
+    SINGLE = "single"  #: an object for each of the k best slices
+    STACK = "stack"  #: one multi-frame object of all slices
+
+
 class SendRule(Section):
     """Which object goes where."""
 
     object: Literal[ObjectKind.SC, ObjectKind.SEG] = Field(description="sc | seg")
     to: tuple[Name, ...] = Field(min_length=1, description="Names of destinations.")
     slices: int | None = Field(None, ge=1, le=64, description="On an sc of a series: the k best.")
+    layout: Layout | None = Field(
+        None, description="On an sc of a series: single (default) | stack, all slices in one."
+    )
+    kind: SegmentationKind | None = Field(
+        None, description="On a seg: binary (default) | fractional | labelmap."
+    )
 
     @model_validator(mode="after")
-    def _slices_only_on_sc(self) -> SendRule:
-        if self.slices is not None and self.object is not ObjectKind.SC:
-            raise ValueError("slices stands on an sc only")
+    def _options_fit_the_object(self) -> SendRule:
+        for option, wanted in (
+            ("slices", ObjectKind.SC),
+            ("layout", ObjectKind.SC),
+            ("kind", ObjectKind.SEG),
+        ):
+            if getattr(self, option) is not None and self.object is not wanted:
+                raise ValueError(f"{option} stands on object: {wanted}, found on: {self.object}")
+        if self.layout is Layout.STACK and self.slices is not None:
+            raise ValueError("layout: stack sends all slices; leave slices out")
         return self
 
 

@@ -67,8 +67,13 @@ RESULT_CONTEXTS: tuple[Context, ...] = (
     (uid.SecondaryCaptureImageStorage, uid.ExplicitVRLittleEndian),
     (uid.SecondaryCaptureImageStorage, uid.RLELossless),
     (uid.SecondaryCaptureImageStorage, uid.JPEGBaseline8Bit),
+    (uid.MultiFrameTrueColorSecondaryCaptureImageStorage, uid.ExplicitVRLittleEndian),
+    (uid.MultiFrameTrueColorSecondaryCaptureImageStorage, uid.RLELossless),
+    (uid.MultiFrameTrueColorSecondaryCaptureImageStorage, uid.JPEGBaseline8Bit),
     (uid.SegmentationStorage, uid.ExplicitVRLittleEndian),
     (uid.SegmentationStorage, uid.RLELossless),
+    (uids.LABEL_MAP_SEGMENTATION_STORAGE, uid.ExplicitVRLittleEndian),
+    (uids.LABEL_MAP_SEGMENTATION_STORAGE, uid.RLELossless),
 )
 
 #: How much is handed to the kernel at once.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -35,80 +35,101 @@ OUTLINES: tuple[Rgb, ...] = (
 )
 
 
-Box = tuple[slice, slice]
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """The part of one finding's map that is drawn: where it reaches the threshold.
+    """The frames of one finding's map on which something is drawn: where it reaches the threshold.
 
-    `mask` is ``(rows, columns)`` bool over the frame. `box` holds all of it, `heat` is the map
-    within the box, float32, 1.0 = full scale.
+    `frames` are indices into the batch. `mask` is ``(len(frames), rows, columns)`` bool, empty on
+    none of them; `heat` is the map, float32, 1.0 = full scale.
     """
 
+    frames: tuple[int, ...]
     mask: torch.Tensor
-    box: Box
     heat: torch.Tensor
     outline: Rgb
+    class_index: int
+
+    def on(self, frames: Sequence[int]) -> Layer:
+        """The same layer for a part of the batch: index n now means the old index `frames[n]`."""
+        part = self.only([n for n, frame in enumerate(self.frames) if frame in frames])
+        return replace(part, frames=tuple(frames.index(frame) for frame in part.frames))
+
+    def only(self, kept: list[int]) -> Layer:
+        """These of its maps, by their place in `frames`."""
+        if len(kept) == len(self.frames):
+            return self
+        frames = tuple(self.frames[n] for n in kept)
+        return replace(self, frames=frames, mask=self.mask[kept], heat=self.heat[kept])
 
 
-def layer(heat: torch.Tensor, threshold: float, outline: Rgb) -> Layer | None:
-    """What is drawn of a map ``(rows, columns)`` float32; None when nothing reaches `threshold`."""
-    mask = heat >= threshold
-    set_bytes = mask.view(torch.uint8)  # reducing bytes is 20 times quicker than `any` on a CPU
-    rows = set_bytes.amax(dim=1).nonzero()
-    if len(rows) == 0:
-        return None
-    columns = set_bytes.amax(dim=0).nonzero()
-    box = (
-        slice(int(rows[0]), int(rows[-1]) + 1),
-        slice(int(columns[0]), int(columns[-1]) + 1),
-    )
-    return Layer(mask, box, heat[box], outline)
-
-
-def composite(display: torch.Tensor, layers: Sequence[Layer], canvas: torch.Tensor) -> None:
-    """Draw the windowed image and the heat over it into a canvas.
+def layer(
+    heat: torch.Tensor, frames: Sequence[int], threshold: float, outline: Rgb, class_index: int
+) -> Layer:
+    """What is drawn of maps.
 
     Parameters
     ----------
-    display : Tensor, (rows, columns) float32
-        The windowed image, 0 black, 1 white; finite.
+    heat : Tensor, (maps, rows, columns) float32
+        1.0 = the card's full scale.
+    frames : sequence of int
+        Which frame of the batch each map belongs to.
+    """
+    mask = heat >= threshold
+    # reducing bytes is 20 times quicker than `any` on a CPU
+    reached = mask.view(torch.uint8).amax(dim=(1, 2)).tolist()
+    kept = [n for n, is_reached in enumerate(reached) if is_reached]
+    return Layer(tuple(frames), mask, heat, outline, class_index).only(kept)
+
+
+def composite(
+    display: torch.Tensor, layers: Sequence[Layer], canvases: Sequence[torch.Tensor]
+) -> None:
+    """Draw windowed images and the heat over them into canvases.
+
+    Parameters
+    ----------
+    display : Tensor, (frames, rows, columns) float32
+        The windowed images, 0 black, 1 white; finite.
     layers : sequence of Layer
         Where several overlap, the strongest gives the colour.
-    canvas : Tensor, (rows, columns, 3) uint8
+    canvases : sequence of Tensor, each (rows, columns, 3) uint8
         Same device; overwritten.
     """
     grey = display.clamp(0, 1).mul_(255).round_().to(torch.uint8)
-    for channel in range(3):  # one strided copy each is ten times quicker than one broadcast
-        canvas[..., channel] = grey
+    for frame, canvas in zip(grey, canvases, strict=True):
+        for channel in range(3):  # one strided copy each is ten times quicker than one broadcast
+            canvas[..., channel] = frame
+    layers = [layer for layer in layers if layer.frames]
     if not layers:
         return
-    window = (
-        slice(min(x.box[0].start for x in layers), max(x.box[0].stop for x in layers)),
-        slice(min(x.box[1].start for x in layers), max(x.box[1].stop for x in layers)),
-    )
-    level = torch.zeros_like(grey[window], dtype=torch.int32)
+    drawn = sorted({frame for layer in layers for frame in layer.frames})
+    box = _box(layers)
+    grey = grey[drawn][:, *box]
+    level = torch.zeros_like(grey, dtype=torch.int32)
     for one in layers:
-        inside = _within(one.box, window)
+        places = [drawn.index(frame) for frame in one.frames]
         # 0 means that nothing is drawn
-        mine = (one.heat * 255).round_().clamp_(1, 255).to(torch.int32) * one.mask[one.box]
-        level[inside] = torch.maximum(level[inside], mine)
-    index = (level << 8) | grey[window]
-    drawn = blend_table().to(display.device).index_select(0, index.flatten())
-    canvas[window] = drawn.view(*level.shape, 3)
-    width = max(1, round(max(display.shape) / 700))
+        mine = (one.heat[:, *box] * 255).round_().clamp_(1, 255).to(torch.int32)
+        level[places] = torch.maximum(level[places], mine * one.mask[:, *box])
+    index = (level << 8) | grey
+    blended = blend_table().to(display.device).index_select(0, index.flatten())
+    for picture, frame in zip(blended.view(*level.shape, 3), drawn, strict=True):
+        canvases[frame][box] = picture
+    width = max(1, round(max(display.shape[1:]) / 700))
     for one in layers:
         paint = torch.tensor(one.outline, dtype=torch.uint8, device=display.device)
-        canvas[one.box][_edge(one.mask[one.box], width)] = paint
+        for edge, frame in zip(_edge(one.mask[:, *box], width), one.frames, strict=True):
+            canvases[frame][box][edge] = paint
 
 
-def _within(box: Box, window: Box) -> Box:
-    (rows, columns), (top, left) = box, (window[0].start, window[1].start)
-    return (
-        slice(rows.start - top, rows.stop - top),
-        slice(columns.start - left, columns.stop - left),
-    )
+def _box(layers: Sequence[Layer]) -> tuple[slice, slice]:
+    """Rows and columns that hold all masks."""
+    ends = []
+    for other in (2, 1):
+        along = [layer.mask.view(torch.uint8).amax(dim=(0, other)) for layer in layers]
+        places = torch.stack(along).amax(dim=0).nonzero()
+        ends.append(slice(int(places[0]), int(places[-1]) + 1))
+    return ends[0], ends[1]
 
 
 def heat_table() -> torch.Tensor:
@@ -133,13 +154,13 @@ def blend_table() -> torch.Tensor:
     return blended.round().to(torch.uint8).reshape(65536, 3)
 
 
-def _edge(mask: torch.Tensor, width: int) -> torch.Tensor:
-    """The pixels of a mask within `width` of its outside; the box's border counts as outside."""
-    inner = mask
-    for axis in (0, 1):
-        size = mask.shape[axis]
-        padded = F.pad(inner, [0, 0, width, width] if axis == 0 else [width, width, 0, 0])
+def _edge(masks: torch.Tensor, width: int) -> torch.Tensor:
+    """The pixels of masks within `width` of their outside; the box's border counts as outside."""
+    inner = masks
+    for axis in (1, 2):
+        size = masks.shape[axis]
+        padded = F.pad(inner, [0, 0, width, width] if axis == 1 else [width, width, 0, 0])
         inner = padded.narrow(axis, 0, size)
         for shift in range(1, 2 * width + 1):
             inner = inner & padded.narrow(axis, shift, size)
-    return mask & ~inner
+    return masks & ~inner

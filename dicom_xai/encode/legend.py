@@ -36,9 +36,10 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class HeatBar:
-    """The colour scale: 0 to full scale, with nothing drawn below the threshold."""
+    """The colour scale: 0 to 1, with nothing drawn below the threshold."""
 
     threshold: float
+    end: str = "1.0 = full scale"  #: what stands at its upper end
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +66,75 @@ def band_beside(rows: int, columns: int, parts: Sequence[Line | HeatBar]) -> tup
     ndarray, (band rows, band columns, 3) uint8
         Reaches the canvas' right and bottom border.
     """
-    font_px = min(max(round(max(rows, columns) / 64), 14), 40)
-    is_right = rows >= columns
-    if is_right:
+    font_px = _font_px(rows, columns)
+    width = _band_width(rows, columns, font_px)
+    band = _draw(parts, width, rows if rows >= columns else 0, font_px)
+    return _layout(rows, columns, band, font_px), band
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StackBand:
+    """The band of a stack: the same on all frames, but for one strip of it.
+
+    `band` is ``(band rows, band columns, 3)`` uint8 with nothing in the strip; `strips`,
+    ``(frames, strip rows, band columns, 3)`` uint8, belong at `strip_top` of it.
+    """
+
+    layout: Layout
+    band: Band
+    strips: Band
+    strip_top: int
+
+
+def band_of_stack(
+    rows: int,
+    columns: int,
+    above: Sequence[Line | HeatBar],
+    strips: Sequence[Sequence[Line]],
+    below: Sequence[Line | HeatBar],
+) -> StackBand:
+    """Draw the band for all frames of a stack: what they share once, and each one's own lines.
+
+    Parameters
+    ----------
+    above, below : sequence of Line or HeatBar
+        What is the same on all frames, over and under the strip.
+    strips : sequence of sequence of Line
+        For each frame what is said of it alone.
+    """
+    font_px = _font_px(rows, columns)
+    width = _band_width(rows, columns, font_px)
+    top = _draw(above, width, 0, font_px)
+    drawn = [_draw(strip, width, 0, font_px) for strip in strips]
+    strip_height = max(strip.shape[0] for strip in drawn)
+    drawn_strips = np.full((len(drawn), strip_height, width, 3), BACKGROUND, np.uint8)
+    for place, strip in zip(drawn_strips, drawn, strict=True):
+        place[: strip.shape[0]] = strip
+    rest = rows - top.shape[0] - strip_height if rows >= columns else 0
+    bottom = _draw(below, width, max(rest, 0), font_px)
+    gap = np.full((strip_height, width, 3), BACKGROUND, np.uint8)
+    band = np.concatenate([top, gap, bottom])
+    layout = _layout(rows, columns, band, font_px)
+    return StackBand(layout, band, drawn_strips, top.shape[0])
+
+
+def _font_px(rows: int, columns: int) -> int:
+    return min(max(round(max(rows, columns) / 64), 14), 40)
+
+
+def _band_width(rows: int, columns: int, font_px: int) -> int:
+    if rows >= columns:
         width = max(MIN_WIDTH - columns, 23 * font_px)
-        width += (columns + width) % 2
-        band = _draw(parts, width, rows, font_px)
-        return Layout(band.shape[0], columns + width, 0, columns, font_px), band
+        return width + (columns + width) % 2
     width = max(MIN_WIDTH, columns)
-    width += width % 2
-    band = _draw(parts, width, 0, font_px)
-    return Layout(rows + band.shape[0], width, rows, 0, font_px), band
+    return width + width % 2
+
+
+def _layout(rows: int, columns: int, band: Band, font_px: int) -> Layout:
+    height, width = band.shape[:2]
+    if rows >= columns:
+        return Layout(height, columns + width, 0, columns, font_px)
+    return Layout(rows + height, width, rows, 0, font_px)
 
 
 def _draw(parts: Sequence[Line | HeatBar], width: int, min_height: int, font_px: int) -> Band:
@@ -132,7 +191,7 @@ def _draw_bar(
     mark = f"{bar.threshold:.2f}"
     centre = min(max(start, 2 * font_px), width - 10 * font_px)
     draw.text((x + centre, below), mark, fill=WHITE, font=font, anchor="ma")
-    draw.text((x + width, below), "1.0 = full scale", fill=GREY, font=font, anchor="ra")
+    draw.text((x + width, below), bar.end, fill=GREY, font=font, anchor="ra")
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:

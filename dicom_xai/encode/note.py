@@ -62,8 +62,7 @@ def encode_note(
             None,
             (source, ()),
             block,
-            "not performed",
-            "",
+            sc.Caption("not performed", ""),
         )
         notes.append(encoded(run, ObjectKind.NOTE, ordinal, captured, source, destinations))
     return notes

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from dicom_xai.config import Compression
+from dicom_xai.config import Compression, Layout, SegmentationKind
 from dicom_xai.encode import sc, seg
 from dicom_xai.encode.provenance import Run
 from dicom_xai.study import Finding, Instance, ObjectKind, Reference
 
-#: Frame index -> ``(rows, columns)`` float32, the windowed image, 0 black, 1 white.
-DisplayOf = Callable[[int], torch.Tensor]
-#: Finding, frame index -> ``(rows, columns)`` float32, heat on the source's pixels, 1.0 = the
-#: card's full scale, zero outside the model's field. Interpolation must not exceed the map's own
-#: maximum: frames whose map stays below the threshold are not asked for.
-HeatOf = Callable[[Finding, int], torch.Tensor]
+#: Frame indices, all of one size -> ``(frames, rows, columns)`` float32, the windowed images, 0
+#: black, 1 white; finite.
+DisplayOf = Callable[[Sequence[int]], torch.Tensor]
+#: Finding, frame indices, all of one size -> ``(frames, rows, columns)`` float32, heat on the
+#: source's pixels, 1.0 = the card's full scale, zero outside the model's field. Interpolation must
+#: not exceed the map's own maximum: frames whose map stays below the threshold are not asked for.
+HeatOf = Callable[[Finding, Sequence[int]], torch.Tensor]
+#: The same of a finding's region: its probability, 0..1, that a pixel belongs to the class.
+ProbabilityOf = Callable[[Finding, Sequence[int]], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,9 @@ class Planned:
     kind: ObjectKind
     compression: Compression
     destinations: tuple[str, ...]
-    slices: int = 1  #: of a series: at most so many pictures
+    slices: int = 1  #: SC, of a series: at most so many pictures
+    layout: Layout = Layout.SINGLE  #: SC
+    region: SegmentationKind = SegmentationKind.BINARY  #: SEG
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,22 +7,24 @@ retry makes the same bytes under the same UID.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from io import BytesIO
 
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_dataset, write_file_meta_info
+from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 from pydicom.valuerep import DT
 
 from dicom_xai import __version__, identity, uids
 from dicom_xai.config import Code, Compression, ModelCard
+from dicom_xai.encode import elements
+from dicom_xai.encode.pixeldata import PixelData
+from dicom_xai.encode.source import Source
 from dicom_xai.errors import EncodeError, IdentityError
-from dicom_xai.study import Instance, Job, ObjectKind, Purpose
+from dicom_xai.study import Frame, Instance, Job, ObjectKind, Purpose
 
 MANUFACTURER = "dicom_xai"
 SOFTWARE = f"dicom_xai {__version__}"
@@ -138,14 +140,10 @@ def _model_equipment(card: ModelCard, created: datetime) -> Dataset:
     return item
 
 
-def refer(
-    dataset: Dataset,
-    run: Run,
-    sources: Sequence[tuple[Instance, tuple[int, ...]]],
-    *,
-    derived: bool,
-) -> None:
-    """Write the references to sources and predecessors (PS3.3 C.7.6.1, C.12.4, C.12.2).
+def references(
+    run: Run, sources: Sequence[tuple[Instance, tuple[int, ...]]], *, derived: bool
+) -> bytes:
+    """The references to sources and predecessors as elements (PS3.3 C.7.6.1, C.12.4, C.12.2).
 
     Parameters
     ----------
@@ -154,43 +152,45 @@ def refer(
     derived : bool
         Whether the pixels come from the sources (Source Image) or not (Referenced Image).
     """
-    in_series: dict[str, list[Dataset]] = {}
+    in_series: dict[str, list[bytes]] = {}
     items = []
     for instance, numbers in sources:
-        item = _reference(instance.sop_class_uid, instance.sop_instance_uid, numbers)
-        in_series.setdefault(instance.series_instance_uid, []).append(
-            _reference(instance.sop_class_uid, instance.sop_instance_uid, ())
-        )
-        if derived:
-            item.PurposeOfReferenceCodeSequence = [code_item(_SOURCE_IMAGE)]
-        items.append(item)
+        plain = reference(instance.sop_class_uid, instance.sop_instance_uid)
+        in_series.setdefault(instance.series_instance_uid, []).append(plain)
+        items.append(b"".join([plain, _numbers(numbers), PURPOSE_SOURCE_IMAGE if derived else b""]))
     predecessors = []
-    for reference in run.job.predecessors:
-        predecessors.append(_reference(reference.sop_class_uid, reference.sop_instance_uid, ()))
-        if reference.series_instance_uid:
-            in_series.setdefault(reference.series_instance_uid, []).append(
-                _reference(reference.sop_class_uid, reference.sop_instance_uid, ())
-            )
+    for before in run.job.predecessors:
+        plain = reference(before.sop_class_uid, before.sop_instance_uid)
+        predecessors.append(plain)
+        if before.series_instance_uid:
+            in_series.setdefault(before.series_instance_uid, []).append(plain)
+    written = [
+        elements.sequence(
+            "ReferencedSeriesSequence",
+            [
+                elements.sequence("ReferencedInstanceSequence", instances)
+                + elements.text("SeriesInstanceUID", series_instance_uid)
+                for series_instance_uid, instances in in_series.items()
+            ],
+        )
+    ]
     if derived:
-        dataset.SourceImageSequence = items
+        written.append(elements.sequence("SourceImageSequence", items))
     referenced = predecessors if derived else [*items, *predecessors]
     if referenced:
-        dataset.ReferencedImageSequence = referenced
-    dataset.ReferencedSeriesSequence = []
-    for series_instance_uid, instances in in_series.items():
-        series = Dataset()
-        series.SeriesInstanceUID = series_instance_uid
-        series.ReferencedInstanceSequence = instances
-        dataset.ReferencedSeriesSequence.append(series)
+        written.append(elements.sequence("ReferencedImageSequence", referenced))
+    return b"".join(written)
 
 
-def _reference(sop_class_uid: str, sop_instance_uid: str, numbers: tuple[int, ...]) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID = UID(sop_class_uid)
-    item.ReferencedSOPInstanceUID = UID(sop_instance_uid)
-    if numbers:
-        item.ReferencedFrameNumber = list(numbers)
-    return item
+def reference(sop_class_uid: str, sop_instance_uid: str) -> bytes:
+    """What points at an object (PS3.3 Table 10-11), as the first elements of an item."""
+    return elements.text("ReferencedSOPClassUID", sop_class_uid) + elements.text(
+        "ReferencedSOPInstanceUID", sop_instance_uid
+    )
+
+
+def _numbers(numbers: Sequence[int]) -> bytes:
+    return elements.text("ReferencedFrameNumber", *map(str, numbers)) if numbers else b""
 
 
 def code_item(code: Code) -> Dataset:
@@ -202,26 +202,44 @@ def code_item(code: Code) -> Dataset:
     return item
 
 
+def frames_by_instance(
+    frames: Iterable[tuple[Frame, Source]],
+) -> list[tuple[Instance, tuple[int, ...]]]:
+    """Each instance once, with the numbers of its frames where references can name them."""
+    numbers: dict[str, list[int]] = {}
+    instances: dict[str, Instance] = {}
+    for frame, source in frames:
+        uid = frame.instance.sop_instance_uid
+        instances[uid] = frame.instance
+        numbers.setdefault(uid, []).extend([frame.number] if source.is_multi_frame else [])
+    return [(instances[uid], tuple(sorted(found))) for uid, found in numbers.items()]
+
+
 def ascii_text(text: str, length: int) -> str:
     """Our own text, safe in any character set that the source may declare: printable ASCII."""
     plain = text.encode("ascii", "replace").decode("ascii").replace("\\", "/")
     return "".join(c if " " <= c <= "~" else " " for c in plain)[:length].strip()
 
 
+#: What a reference to a source is for, as an element.
+PURPOSE_SOURCE_IMAGE = elements.sequence(
+    "PurposeOfReferenceCodeSequence", [elements.dump(code_item(_SOURCE_IMAGE))]
+)
+
+
 # ------------------------------------------------------------------ the file
 
 
-def as_file(
-    dataset: Dataset, pixels: bytes | memoryview, block: identity.Block, transfer_syntax: UID
-) -> bytes:
+def as_file(dataset: Dataset, more: bytes, pixels: PixelData, block: identity.Block) -> bytes:
     """The finished file, carrying the source's identity byte for byte.
 
     Parameters
     ----------
     dataset : Dataset
         Without pixel data; its own text is ASCII.
-    pixels : bytes or memoryview of bytes
-        The value of Pixel Data: native, or an encapsulated sequence of items (PS3.5 A.4).
+    more : bytes
+        Further elements of the top level, in any order; they win over the data set's.
+    pixels : PixelData
     block : Block
         Of the source.
 
@@ -236,23 +254,21 @@ def as_file(
     meta.FileMetaInformationVersion = b"\x00\x01"
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    meta.TransferSyntaxUID = transfer_syntax
+    meta.TransferSyntaxUID = pixels.transfer_syntax
     meta.ImplementationClassUID = UID(uids.IMPLEMENTATION_CLASS_UID)
     meta.ImplementationVersionName = uids.IMPLEMENTATION_VERSION_NAME
     head = BytesIO()
     head.write(b"\0" * 128 + b"DICM")
     write_file_meta_info(head, meta, enforce_standard=True)
-    body = DicomBytesIO()
-    body.is_implicit_VR, body.is_little_endian = False, True
-    write_dataset(body, dataset)
-    if transfer_syntax.is_encapsulated:
-        # Sequence Delimitation Item
-        element = struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, 0xFFFFFFFF)
-        tail = [element, pixels, struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)]
-    else:
-        padding = b"\0" * (len(pixels) % 2)
-        length = len(pixels) + len(padding)
-        tail = [struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, length), pixels, padding]
-    file = b"".join([head.getvalue(), identity.splice(body.getvalue(), block), *tail])
+    body = identity.splice(elements.dump(dataset) + more, block)
+    is_encapsulated = pixels.transfer_syntax.is_encapsulated
+    padding = b"" if is_encapsulated else b"\0" * (pixels.size_bytes % 2)
+    length = 0xFFFFFFFF if is_encapsulated else pixels.size_bytes + len(padding)
+    # PS3.5 8.1.2, A.4: words for wide native cells, else bytes
+    vr = b"OW" if dataset.BitsAllocated > 8 and not is_encapsulated else b"OB"
+    element = struct.pack("<HH2sHI", 0x7FE0, 0x0010, vr, 0, length)
+    # Sequence Delimitation Item
+    end = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0) if is_encapsulated else padding
+    file = b"".join([head.getvalue(), body, element, *pixels.pieces, end])
     identity.compare(block, identity.read_block(file))
     return file

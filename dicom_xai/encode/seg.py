@@ -1,14 +1,15 @@
-"""Segmentation: the region at or above the heat threshold, for software (PS3.3 A.51).
+"""Segmentation: which pixels belong to a finding, for software (PS3.3 A.51, A.51.3).
 
-highdicom never sees a source's header: it gets a stand-in with the checked attributes of `Source`,
-and the references to the true images are written afterwards. So a defect in a header cannot stop
-a result, private SOP classes and enhanced multi-frame images work as any other, and no patient
-value passes through a validator.
+highdicom writes the skeleton of one pixel at the first plane's place; the frames with their items
+are joined to it as bytes, which takes milliseconds where its own constructor takes up to seconds.
+It never sees a source's header: it gets a stand-in with the checked attributes of `Source`. So a
+defect in a header cannot stop a result, private SOP classes and enhanced multi-frame images work as
+any other, and no patient value passes through a validator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,20 +24,24 @@ from pydicom.uid import (
     CTImageStorage,
     ExplicitVRLittleEndian,
     SecondaryCaptureImageStorage,
-    SegmentationStorage,
 )
 
 from dicom_xai import identity, uids
-from dicom_xai.config import Code, Compression, ModelCard, ModelClass
-from dicom_xai.encode import provenance
+from dicom_xai.config import Code, Compression, ModelCard, ModelClass, SegmentationKind
+from dicom_xai.encode import elements, pixeldata, provenance
+from dicom_xai.encode.pixeldata import Image, PixelData
 from dicom_xai.encode.provenance import Run
 from dicom_xai.encode.source import Source
 from dicom_xai.errors import EncodeError
 from dicom_xai.study import Frame, ObjectKind
 
 _ARTIFICIAL_INTELLIGENCE = Concept("123110", "DCM", "Artificial Intelligence")
-
-Mask = npt.NDArray[np.uint8]
+_SEGMENTATION = Code(value="113076", scheme="DCM", meaning="Segmentation")
+#: FRACTIONAL: what stands for probability 1.
+MAX_FRACTIONAL_VALUE = 255
+#: Planes are evenly spaced when no distance differs by more than this share from the mean, and
+#: upright when the cosine between their line and the normal is this near to 1: highdicom's numbers.
+_SPACING_TOLERANCE, _UPRIGHT_TOLERANCE = 0.01, 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,7 @@ class Segmented:
 
 
 def groups(planes: Sequence[Plane]) -> tuple[list[tuple[Plane, ...]], list[str]]:
-    """Which planes can share one Segmentation, and why some can have none.
+    """Which planes can share one Segmentation, in its order, and why some can have none.
 
     Planes of one series with one orientation, spacing and matrix form a spatial one. A frame
     without a place in the patient gets its own, without spatial groups, if it is the only frame of
@@ -69,6 +74,7 @@ def groups(planes: Sequence[Plane]) -> tuple[list[tuple[Plane, ...]], list[str]]
     Returns
     -------
     groups : list of tuple of Plane
+        Each ascending along the normal that points where a column's times a row's direction does.
     skipped : list of str
         Reasons, without patient data.
     """
@@ -85,16 +91,26 @@ def groups(planes: Sequence[Plane]) -> tuple[list[tuple[Plane, ...]], list[str]]
     made: list[tuple[Plane, ...]] = []
     skipped = []
     for members in spatial.values():
-        if len({plane.source.position for plane in members}) < len(members):
+        distances = _positions(members) @ _normal(members)
+        if len(np.unique(distances)) < len(members):
             skipped.append("several frames at one position")
         else:
-            made.append(tuple(members))
+            made.append(tuple(members[n] for n in np.argsort(distances)))
     for members in alone.values():
         if len(members) > 1:
             skipped.append("several frames of one instance without positions")
         else:
             made.append(tuple(members))
-    return sorted(made, key=lambda group: group[0].index), skipped
+    return sorted(made, key=lambda group: min(plane.index for plane in group)), skipped
+
+
+def _positions(planes: Sequence[Plane]) -> npt.NDArray[np.float64]:
+    return np.array([[float(x) for x in plane.source.position] for plane in planes])
+
+
+def _normal(planes: Sequence[Plane]) -> npt.NDArray[np.float64]:
+    row, column = np.array([float(x) for x in planes[0].source.orientation]).reshape(2, 3)
+    return np.cross(column, row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,35 +119,65 @@ class Segment:
 
     name: ModelClass
     outline: tuple[int, int, int]
-    threshold: float  #: on the heat's scale, 1.0 = the card's full scale
+    threshold: float  #: of the heat, 1.0 = the card's full scale; or of the probability
     score: float
+    is_probability: bool  #: the region comes from the model's probabilities, not from heat
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """All pixels of one Segmentation.
+
+    `frames` are by segment number, from 1 (LABELMAP: 0 alone), and index of the source frame;
+    frames that would be empty are missing. BINARY: ``(bytes,)`` uint8, packed as
+    `pixeldata.bits` wants it. FRACTIONAL: ``(rows, columns)`` uint8, 0 to `MAX_FRACTIONAL_VALUE`.
+    LABELMAP: ``(rows, columns)`` uint8 or, with more than 255 segments, uint16: segment numbers,
+    0 = background.
+    """
+
+    kind: SegmentationKind
+    segments: tuple[Segment, ...]
+    frames: Mapping[tuple[int, int], Image]
+    has_overlap: bool  #: BINARY: a pixel belongs to several segments
+
+
+def compression_of(kind: SegmentationKind, wanted: Compression) -> Compression:
+    """How a Segmentation is compressed where a destination wants this.
+
+    Never lossy. Single bits stay as they are: of what the standard allows for them, JPEG 2000,
+    most viewers can read nothing.
+    """
+    is_rle = wanted is Compression.RLE and kind is not SegmentationKind.BINARY
+    return Compression.RLE if is_rle else Compression.NONE
 
 
 def segmentation(
     run: Run,
     card: ModelCard,
     group: Sequence[Plane],
-    masks: Mask,
-    segments: Sequence[Segment],
+    region: Region,
+    compression: Compression,
     ordinal: int,
     slice_spacing_mm: float | None,
     block: identity.Block,
     layer: str,
 ) -> Segmented:
-    """The binary Segmentation of one group of planes.
+    """The Segmentation of one group of planes.
 
     Parameters
     ----------
     group : sequence of Plane
-        Those with at least one pixel in a segment, as `groups` gave them.
-    masks : ndarray, (planes, rows, columns, segments) uint8
-        0 or 1, on the source's pixels.
-    segments : sequence of Segment
-        In the order of the masks' last axis; each has at least one pixel.
+        Those with at least one frame in the region, as `groups` gave them.
+    compression : Compression
+        As `compression_of` gave it.
+    ordinal : int
+        Which of the job's Segmentations, from 0.
     slice_spacing_mm : float or None
         Of the whole series: the planes in the group may have gaps.
     block : Block
         The identity of the first plane's instance, as received.
+    layer : str
+        What the heat was computed for.
 
     Raises
     ------
@@ -140,21 +186,120 @@ def segmentation(
     IdentityError
         The file reads back with another identity than the source's: nothing is sent.
     """
-    compression = Compression.NONE  # bits are never compressed: see the table of viewers
-    series_uid = run.uid(ObjectKind.SEG, "series", ordinal, compression)
+    source = group[0].source
+    # segment by segment, plane by plane: the order of the dimension indices
+    ranks = {plane.index: rank for rank, plane in enumerate(group, 1)}
+    order = sorted(region.frames, key=lambda key: (key[0], ranks[key[1]]))
+    pixels = _pixel_data([region.frames[key] for key in order], region.kind, source, compression)
+    dataset = _skeleton(run, card, source, region, compression, ordinal, slice_spacing_mm, layer)
+    provenance.describe(dataset, run, ObjectKind.SEG, block, _title(run, region))
+    dataset.Rows, dataset.Columns = source.rows, source.columns
+    dataset.NumberOfFrames = len(order)
+    is_flat = region.kind is SegmentationKind.LABELMAP or len(region.segments) == 1
+    if source.has_plane and is_flat and _is_regular(group):
+        dataset.DimensionOrganizationType = "3D"
+    planes = {plane.index: plane for plane in group}
+    derivations = {plane.index: _derivation(plane) for plane in group}
+    items = [
+        _frame_item(region, segment, planes[i], ranks[i], derivations[i]) for segment, i in order
+    ]
+    more = elements.sequence("PerFrameFunctionalGroupsSequence", items) + provenance.references(
+        run, provenance.frames_by_instance((p.frame, p.source) for p in group), derived=True
+    )
+    # a Segmentation tells the side by its frames' anatomy, not by the series (PS3.3 C.7.3.1)
+    placed = identity.without(block, "Laterality", "ImageLaterality")
+    file = provenance.as_file(dataset, more, pixels, placed)
+    syntax = str(pixels.transfer_syntax)
+    return Segmented(
+        dataset.SOPClassUID, dataset.SOPInstanceUID, dataset.SeriesInstanceUID, syntax, file
+    )
+
+
+def _pixel_data(
+    frames: Sequence[Image], kind: SegmentationKind, source: Source, compression: Compression
+) -> PixelData:
+    if kind is SegmentationKind.BINARY:
+        streams = [pixeldata.bits(frames, source.rows * source.columns)]
+    else:
+        streams = pixeldata.compressed(frames, compression)
+    return pixeldata.pixel_data(streams, compression)
+
+
+def _frame_item(region: Region, segment: int, plane: Plane, rank: int, derivation: bytes) -> bytes:
+    """One item of the per-frame functional groups (PS3.3 A.51.5)."""
+    is_labelmap, is_spatial = region.kind is SegmentationKind.LABELMAP, plane.source.has_plane
+    indices = ([] if is_labelmap else [segment]) + ([rank] if is_spatial else [])
+    # without segments and places highdicom's dimension is the frame's label
+    content = elements.numbers("DimensionIndexValues", *(indices or [1]))
+    content += b"" if indices else elements.text("FrameLabel", "Frame")
+    item = [derivation, elements.sequence("FrameContentSequence", [content])]
+    if is_spatial:
+        position = elements.text("ImagePositionPatient", *plane.source.position)
+        item.append(elements.sequence("PlanePositionSequence", [position]))
+    if not is_labelmap and len(region.segments) > 1:
+        number = elements.numbers("ReferencedSegmentNumber", segment)
+        item.append(elements.sequence("SegmentIdentificationSequence", [number]))
+    return b"".join(item)
+
+
+def _derivation(plane: Plane) -> bytes:
+    """Which image a frame comes from (PS3.3 C.7.6.16.2.6)."""
+    instance, is_multi_frame = plane.frame.instance, plane.source.is_multi_frame
+    number = elements.text("ReferencedFrameNumber", str(plane.frame.number))
+    image = [
+        provenance.reference(instance.sop_class_uid, instance.sop_instance_uid),
+        number if is_multi_frame else b"",
+        elements.text("SpatialLocationsPreserved", "YES"),
+        provenance.PURPOSE_SOURCE_IMAGE,
+    ]
+    source = elements.sequence("SourceImageSequence", [b"".join(image)])
+    code = elements.dump(provenance.code_item(_SEGMENTATION))
+    return elements.sequence(
+        "DerivationImageSequence", [source + elements.sequence("DerivationCodeSequence", [code])]
+    )
+
+
+def _is_regular(group: Sequence[Plane]) -> bool:
+    """Whether the planes are evenly spaced on a line along their normal (PS3.3 C.7.6.17.3)."""
+    if len(group) < 2:
+        return False
+    positions, normal = _positions(group), _normal(group)
+    steps = np.diff(positions @ normal)
+    lines = positions[1:] - positions[0]
+    upright = np.abs(lines @ normal) / np.linalg.norm(lines, axis=1)
+    is_even = np.allclose(steps, steps.mean(), rtol=_SPACING_TOLERANCE, atol=0)
+    return bool(is_even and (np.abs(upright - 1) < _UPRIGHT_TOLERANCE).all())
+
+
+# ------------------------------------------------------------------ the skeleton
+
+
+def _skeleton(
+    run: Run,
+    card: ModelCard,
+    source: Source,
+    region: Region,
+    compression: Compression,
+    ordinal: int,
+    slice_spacing_mm: float | None,
+    layer: str,
+) -> Dataset:
+    """All that does not depend on the frames, but for series and references."""
+    kind = region.kind
     instance_uid = run.uid(ObjectKind.SEG, "instance", ordinal, compression)
-    stand_ins = [_stand_in(plane, slice_spacing_mm) for plane in group]
     descriptions = [
-        _description(run, card, segment, number, ordinal, layer)
-        for number, segment in enumerate(segments, 1)
+        _description(run, card, segment, number, ordinal, layer, kind)
+        for number, segment in enumerate(region.segments, 1)
     ]
     try:
         made = Segmentation(
-            source_images=stand_ins,
-            pixel_array=masks if masks.shape[3] > 1 else masks[:, :, :, 0],
-            segmentation_type="BINARY",
+            source_images=[_stand_in(instance_uid, source, slice_spacing_mm)],
+            pixel_array=np.ones((1, 1, 1), np.uint8),
+            segmentation_type=kind.name,
+            fractional_type="PROBABILITY",
+            max_fractional_value=MAX_FRACTIONAL_VALUE,
             segment_descriptions=descriptions,
-            series_instance_uid=series_uid,
+            series_instance_uid=run.uid(ObjectKind.SEG, "series", ordinal, compression),
             series_number=provenance.SERIES_NUMBERS[ObjectKind.SEG],
             sop_instance_uid=instance_uid,
             instance_number=1,
@@ -163,49 +308,85 @@ def segmentation(
             software_versions=provenance.SOFTWARE,
             device_serial_number=uids.IMPLEMENTATION_CLASS_UID,
             content_label="AI_RESEARCH",
-            content_description=_stated_threshold(run, segments),
+            content_description=_stated_threshold(run, region),
             transfer_syntax_uid=ExplicitVRLittleEndian,
             omit_empty_frames=True,
         )
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         # no text of the library's: it may quote the header
-        message = f"{len(group)} planes form no Segmentation: {type(error).__name__} in highdicom"
+        message = f"the planes form no Segmentation: {type(error).__name__} in highdicom"
         raise EncodeError(message) from error
     dataset = Dataset(made)
-    pixels = dataset.pop("PixelData").value
+    for keyword in ("PixelData", "PerFrameFunctionalGroupsSequence", "SourceImageSequence"):
+        delattr(dataset, keyword)
+    dataset.SegmentsOverlap = _overlap(region)
     dataset.ContentCreatorName = ""
-    if not group[0].source.has_plane:
-        dataset.PatientOrientation = list(group[0].source.patient_orientation) or ""
-    provenance.describe(dataset, run, ObjectKind.SEG, block, f"heat map region {run.method}")
-    _refer_to_frames(dataset, run, group)
+    if not source.has_plane:
+        dataset.PatientOrientation = list(source.patient_orientation) or ""
+    elif not slice_spacing_mm:
+        # highdicom takes 1 mm for the distance of one plane from the next
+        del dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices
     dimension_uid = UID(run.uid(ObjectKind.SEG, "dimensions", ordinal, compression))
     for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
         item.DimensionOrganizationUID = dimension_uid
-    if len(pixels) % 2 == 0 and (int(dataset.NumberOfFrames) * masks[0, :, :, 0].size + 7) // 8 % 2:
-        pixels = pixels[:-1] + b"\0"  # highdicom pads with the character 0
-    # a Segmentation tells the side by its frames' anatomy, not by the series (PS3.3 C.7.3.1)
-    placed = identity.without(block, "Laterality", "ImageLaterality")
-    file = provenance.as_file(dataset, pixels, placed, ExplicitVRLittleEndian)
-    syntax = str(ExplicitVRLittleEndian)
-    return Segmented(SegmentationStorage, instance_uid, series_uid, syntax, file)
+    return dataset
 
 
-def _stated_threshold(run: Run, segments: Sequence[Segment]) -> str:
-    lowest = min(segment.threshold for segment in segments)
+def _overlap(region: Region) -> str:
+    """PS3.3 C.8.20.2: of several probabilities nobody can say whether they overlap."""
+    if region.kind is SegmentationKind.FRACTIONAL and len(region.segments) > 1:
+        return "UNDEFINED"
+    return "YES" if region.has_overlap else "NO"
+
+
+def _title(run: Run, region: Region) -> str:
+    if region.kind is SegmentationKind.FRACTIONAL:
+        return "probability"
+    if region.segments[0].is_probability:
+        return "region"
+    return f"heat map region {run.method}"
+
+
+def _stated_threshold(run: Run, region: Region) -> str:
+    if region.kind is SegmentationKind.FRACTIONAL:
+        return f"Model probability, {MAX_FRACTIONAL_VALUE} = 1"
+    lowest = min(segment.threshold for segment in region.segments)
+    if region.segments[0].is_probability:
+        return f"Model probability >= {lowest:.3g}"
     return provenance.ascii_text(f"{run.method} heat >= {lowest:.3g} of full scale", 64)
 
 
+def _meaning(segment: Segment, kind: SegmentationKind) -> str:
+    """What a pixel of the segment says."""
+    if kind is SegmentationKind.FRACTIONAL:
+        return f"Probability of the model, {MAX_FRACTIONAL_VALUE} = 1; AI, research"
+    scale = "" if segment.is_probability else " of the model card's full scale"
+    quantity = "Probability" if segment.is_probability else "Heat"
+    strongest = "; the strongest at each pixel" if kind is SegmentationKind.LABELMAP else ""
+    return f"{quantity} at or above {segment.threshold:.3g}{scale}{strongest}; AI, research"
+
+
 def _description(
-    run: Run, card: ModelCard, segment: Segment, number: int, ordinal: int, layer: str
+    run: Run,
+    card: ModelCard,
+    segment: Segment,
+    number: int,
+    ordinal: int,
+    layer: str,
+    kind: SegmentationKind,
 ) -> Dataset:
     parameters = {
-        "method": run.method,
-        "layer": layer,
-        "heat_threshold": f"{segment.threshold:.6g}",
-        "full_scale": f"{card.heatmap.full_scale:.6g}",
         "score": f"{segment.score:.4f}",
         "score_threshold": f"{segment.name.threshold:.6g}",
     }
+    if not segment.is_probability:
+        parameters = {
+            "method": run.method,
+            "layer": layer,
+            "heat_threshold": f"{segment.threshold:.6g}",
+            "full_scale": f"{card.heatmap.full_scale:.6g}",
+            **parameters,
+        }
     plain = {key: provenance.ascii_text(value, 128) for key, value in parameters.items()}
     description = SegmentDescription(
         segment_number=number,
@@ -226,10 +407,7 @@ def _description(
         tracking_id=provenance.ascii_text(f"{card.name} {segment.name.name}", 64),
         display_color=CIELabColor.from_rgb(*segment.outline),
     )
-    description.SegmentDescription = provenance.ascii_text(
-        f"Heat at or above {segment.threshold:.3g} of the model card's full scale; AI, research",
-        256,
-    )
+    description.SegmentDescription = _meaning(segment, kind)
     return description
 
 
@@ -237,19 +415,17 @@ def _concept(code: Code) -> Concept:
     return Concept(code.value, code.scheme, provenance.ascii_text(code.meaning, 64))
 
 
-def _stand_in(plane: Plane, slice_spacing_mm: float | None) -> Dataset:
-    """A well-formed single-frame image at the source's place, for highdicom's constructor."""
-    source = plane.source
+def _stand_in(uid: str, source: Source, slice_spacing_mm: float | None) -> Dataset:
+    """A well-formed image of one pixel at the source's place, for highdicom's constructor."""
     dataset = Dataset()
     is_spatial = source.has_plane
     dataset.SOPClassUID = CTImageStorage if is_spatial else SecondaryCaptureImageStorage
-    dataset.SOPInstanceUID = _stand_in_uid(plane)
-    dataset.StudyInstanceUID = UID(plane.frame.instance.study_instance_uid)
-    dataset.SeriesInstanceUID = UID(plane.frame.instance.series_instance_uid)
+    for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        setattr(dataset, keyword, UID(uid))  # the true ones are written with the references
     for keyword in identity.EMPTY_WHEN_ABSENT:
         setattr(dataset, keyword, None)
     dataset.Modality = source.modality or "OT"
-    dataset.Rows, dataset.Columns = source.rows, source.columns
+    dataset.Rows = dataset.Columns = 1
     if source.pixel_spacing:
         dataset.PixelSpacing = list(source.pixel_spacing)
     dataset.SliceThickness = source.slice_thickness or None
@@ -265,34 +441,3 @@ def _stand_in(plane: Plane, slice_spacing_mm: float | None) -> Dataset:
         dataset.LossyImageCompressionRatio = list(source.lossy_ratios)
         dataset.LossyImageCompressionMethod = list(source.lossy_methods)
     return dataset
-
-
-def _stand_in_uid(plane: Plane) -> UID:
-    return UID(uids.derive(plane.frame.instance.sop_instance_uid, str(plane.frame.number)))
-
-
-def _refer_to_frames(dataset: Dataset, run: Run, group: Sequence[Plane]) -> None:
-    """Put the true images where the stand-ins are referred to."""
-    true = {str(_stand_in_uid(plane)): plane for plane in group}
-    instances = {plane.frame.instance.sop_instance_uid: plane.frame.instance for plane in group}
-    numbers: dict[str, list[int]] = {uid: [] for uid in instances}
-    for plane in group:
-        if plane.source.is_multi_frame:
-            numbers[plane.frame.instance.sop_instance_uid].append(plane.frame.number)
-    for item in _derivation_sources(dataset):
-        if str(item.ReferencedSOPInstanceUID) not in true:
-            continue  # highdicom shares one item among the segments of a plane: done already
-        plane = true[str(item.ReferencedSOPInstanceUID)]
-        frame = plane.frame
-        item.ReferencedSOPClassUID = UID(frame.instance.sop_class_uid)
-        item.ReferencedSOPInstanceUID = UID(frame.instance.sop_instance_uid)
-        if plane.source.is_multi_frame:
-            item.ReferencedFrameNumber = frame.number
-    sources = [(instance, tuple(sorted(numbers[uid]))) for uid, instance in instances.items()]
-    provenance.refer(dataset, run, sources, derived=True)
-
-
-def _derivation_sources(dataset: Dataset) -> Iterator[Dataset]:
-    for item in dataset.PerFrameFunctionalGroupsSequence:
-        for derivation in item.DerivationImageSequence:
-            yield from derivation.SourceImageSequence

@@ -51,6 +51,7 @@ from dicom_xai.study import (
     Priority,
     Purpose,
     Reference,
+    Region,
     Sender,
     Unit,
     Volume,
@@ -61,7 +62,9 @@ MAP_SIZE = 16
 _CATEGORY = Code(value="49755003", scheme="SCT", meaning="Morphologically Abnormal Structure")
 
 
-def card(kind: InputKind = InputKind.IMAGE2D, *, calibrated: bool = False) -> ModelCard:
+def card(
+    kind: InputKind = InputKind.IMAGE2D, *, calibrated: bool = False, segmenting: bool = False
+) -> ModelCard:
     """A model card with three classes."""
     types = {
         "nodule": Code(value="27925004", scheme="SCT", meaning="Nodule"),
@@ -92,7 +95,10 @@ def card(kind: InputKind = InputKind.IMAGE2D, *, calibrated: bool = False) -> Mo
         ),
         outputs=(
             ModelOutput(
-                name="logits", kind="classification", activation="sigmoid", classes=classes
+                name="logits",
+                kind="segmentation" if segmenting else "classification",
+                activation="sigmoid",
+                classes=classes,
             ),
         ),
         heatmap=HeatmapScale(full_scale=2.5, threshold=0.875),
@@ -239,8 +245,10 @@ class Case:
     explanation: Explanation
     read_source: Callable[[Instance], bytes]
     described: Mapping[str, Described]
-    display_of: Callable[[int], torch.Tensor]
-    heat_of: Callable[[Finding, int], torch.Tensor]
+    display_of: Callable[[Sequence[int]], torch.Tensor]
+    heat_of: Callable[[Finding, Sequence[int]], torch.Tensor]
+
+    probability_of: Callable[[Finding, Sequence[int]], torch.Tensor]
 
 
 def volume_of(files: Sequence[bytes], spacing_mm: float | None = None) -> Volume:
@@ -275,14 +283,16 @@ def case(
     note: str = "",
     heat_frames: Sequence[int] | None = None,
     calibrated: bool = False,
+    segmenting: bool = False,
 ) -> Case:
     """A unit of these files with so many positive classes, each with a hill of heat.
 
     The hill is a little lower on each frame, so that no two regions are the same.
 
-    `heat_frames` are the frames that have heat; all of them by default.
+    `heat_frames` are the frames that have heat; all of them by default. A segmenting model gives
+    the same hills as probabilities, with or without a method.
     """
-    model = card(kind, calibrated=calibrated)
+    model = card(kind, calibrated=calibrated, segmenting=segmenting)
     volume = volume_of(files, 2.5 if kind is InputKind.SLICES else None)
     total = len(volume.frames)
     hot = set(range(total) if heat_frames is None else heat_frames)
@@ -304,8 +314,9 @@ def case(
             heat[i] = (0.95 - 0.04 * (i % 8)) * blob(MAP_SIZE, MAP_SIZE, *_centre(c), 0.12)
         peaks = tuple(heat.amax(dim=(1, 2)).tolist())
         attribution = Attribution(heat, 0.35, placements, peaks) if positive and method else None
+        region = Region(heat, name.threshold, placements, peaks, 12.5) if segmenting else None
         findings.append(
-            Finding(c, name.name, score, frame_scores, frame_scores, positive, attribution)
+            Finding(c, name.name, score, frame_scores, frame_scores, positive, attribution, region)
         )
     instances = tuple({f.instance.sop_instance_uid: f.instance for f in volume.frames}.values())
     job = Job(
@@ -329,20 +340,29 @@ def case(
     )
     stored = {instance(file).sop_instance_uid: file for file in files}
 
-    def display_of(i: int) -> torch.Tensor:
-        rows, columns = volume.frames[i].values.shape
+    def display_of(frames: Sequence[int]) -> torch.Tensor:
+        rows, columns = volume.frames[frames[0]].values.shape
         grid = (torch.arange(rows)[:, None] // 32 + torch.arange(columns)[None, :] // 32) % 2
         ramp = torch.linspace(0.15, 0.75, columns)[None, :].expand(rows, columns)
-        return (ramp + 0.1 * grid).contiguous()
+        return (ramp + 0.1 * grid).expand(len(frames), -1, -1)
 
-    def heat_of(finding: Finding, i: int) -> torch.Tensor:
+    def heat_of(finding: Finding, frames: Sequence[int]) -> torch.Tensor:
         assert finding.attribution is not None
-        size = volume.frames[i].values.shape
-        small = finding.attribution.heat[i][None, None]
-        large = torch.nn.functional.interpolate(
+        return large(finding.attribution.heat, frames)
+
+    def probability_of(finding: Finding, frames: Sequence[int]) -> torch.Tensor:
+        # no nearer to zero than a byte can tell: what is empty is empty by any rounding
+        assert finding.region is not None
+        values = large(finding.region.probability, frames)
+        return torch.where(values < 1 / 255, 0.0, values)
+
+    def large(maps: torch.Tensor, frames: Sequence[int]) -> torch.Tensor:
+        size = volume.frames[frames[0]].values.shape
+        small = maps[list(frames)][:, None]
+        resized = torch.nn.functional.interpolate(
             small, size=tuple(size), mode="bilinear", align_corners=False
         )
-        return large[0, 0]
+        return resized[:, 0]
 
     return Case(
         job,
@@ -353,6 +373,7 @@ def case(
         {uid: described(file) for uid, file in stored.items()},
         display_of,
         heat_of,
+        probability_of,
     )
 
 

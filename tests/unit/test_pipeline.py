@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dicom_xai.config import Compression, Destination, Route
+from dicom_xai.config import Compression, Destination, Layout, Route, SegmentationKind
 from dicom_xai.encode.objects import Planned
 from dicom_xai.errors import StudyError
 from dicom_xai.pipeline import plan_objects
@@ -37,9 +37,19 @@ def test_one_object_serves_all_destinations_that_want_the_same_compression():
     ]
 
 
-def test_a_segmentation_is_never_lossy():
-    planned = plan_objects(route({"object": "seg", "to": ["a"]}), {"a": destination("jpeg")})
-    assert planned == [Planned(ObjectKind.SEG, Compression.NONE, ("a",))]
+def test_each_way_to_write_an_object_is_planned_on_its_own():
+    wanted = route(
+        {"object": "sc", "to": ["a"]},
+        {"object": "sc", "to": ["a", "b"], "layout": "stack"},
+        {"object": "seg", "to": ["a"], "kind": "labelmap"},
+        {"object": "seg", "to": ["b"]},
+    )
+    assert plan_objects(wanted, {"a": destination(), "b": destination()}) == [
+        Planned(ObjectKind.SC, Compression.NONE, ("a",)),
+        Planned(ObjectKind.SC, Compression.NONE, ("a", "b"), layout=Layout.STACK),
+        Planned(ObjectKind.SEG, Compression.NONE, ("a",), region=SegmentationKind.LABELMAP),
+        Planned(ObjectKind.SEG, Compression.NONE, ("b",)),
+    ]
 
 
 def test_a_destination_that_left_the_config_gets_nothing_and_the_others_do():

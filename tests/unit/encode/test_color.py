@@ -12,9 +12,12 @@ OUTLINE = (0, 220, 255)
 
 def painted(heat: torch.Tensor, threshold: float = 0.35, display: torch.Tensor = GREY):
     canvas = torch.empty(*display.shape, 3, dtype=torch.uint8)
-    layer = color.layer(heat, threshold, OUTLINE)
-    color.composite(display, [layer] if layer else [], canvas)
+    color.composite(display[None], [layer(heat, threshold)], [canvas])
     return canvas
+
+
+def layer(heat: torch.Tensor, threshold: float = 0.35) -> color.Layer:
+    return color.layer(heat[None], [0], threshold, OUTLINE, 0)
 
 
 def square(height: float = 1.0) -> torch.Tensor:
@@ -31,7 +34,7 @@ def test_without_heat_the_image_is_grey_as_windowed():
 
 
 def test_heat_below_the_threshold_draws_nothing():
-    assert color.layer(square(0.34), 0.35, OUTLINE) is None
+    assert layer(square(0.34)).frames == ()
 
 
 def test_exactly_the_pixels_at_or_above_the_threshold_are_drawn():
@@ -60,14 +63,13 @@ def test_heat_beyond_full_scale_is_drawn_as_full_scale():
 
 
 def test_not_a_number_is_not_heat():
-    assert color.layer(square(float("nan")), 0.35, OUTLINE) is None
+    assert layer(square(float("nan"))).frames == ()
 
 
 def test_the_strongest_of_two_findings_gives_the_color():
     weak, strong = square(0.4), square(0.9)
     canvas = torch.empty(40, 60, 3, dtype=torch.uint8)
-    layers = [color.layer(heat, 0.35, OUTLINE) for heat in (strong, weak)]
-    color.composite(GREY, [layer for layer in layers if layer], canvas)
+    color.composite(GREY[None], [layer(strong), layer(weak)], [canvas])
     assert torch.equal(canvas, painted(strong))
 
 

@@ -114,6 +114,7 @@ def check(file: bytes, kind: InputKind) -> None:
         given.described,
         given.display_of,
         given.heat_of,
+        given.probability_of,
     )
     assert [str(encoded.kind) for encoded in results.objects] == ["sc", "seg"], results.skipped
     first = given.job.instances[0]

@@ -15,10 +15,11 @@ from pydicom.uid import UID
 
 from dicom_xai import identity, uids
 from dicom_xai.config import Compression, InputKind
+from dicom_xai.encode.captures import MAX_PICTURES
 from dicom_xai.encode.color import OUTLINES
 from dicom_xai.encode.note import encode_note
 from dicom_xai.encode.objects import Encoded, EncodedResults, Planned
-from dicom_xai.encode.results import MAX_PICTURES, encode_results
+from dicom_xai.encode.results import encode_results
 from dicom_xai.errors import EncodeError, IdentityError
 from dicom_xai.study import ObjectKind, Purpose, Reference
 from tests.make.results import Case, as_file, card, case, described, enhanced_header, header
@@ -37,6 +38,7 @@ def encode(given: Case, *plan: Planned) -> EncodedResults:
         given.described,
         given.display_of,
         given.heat_of,
+        given.probability_of,
     )
 
 
@@ -69,7 +71,7 @@ def test_a_positive_radiograph_gives_a_picture_and_a_region():
 def test_the_image_lies_pixel_for_pixel_at_the_top_left():
     given = cr(positives=0)
     picture = read(encode(given).objects[0]).pixel_array
-    expected = (given.display_of(0).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    expected = (given.display_of([0])[0].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     for channel in range(3):
         assert np.array_equal(picture[:96, :80, channel], expected)
 
@@ -81,7 +83,7 @@ def test_the_overlay_covers_exactly_what_the_segmentation_says():
     colored = np.ptp(shown, axis=2) > 0
     assert np.array_equal(colored, region.pixel_array.astype(bool))
     assert np.array_equal(
-        colored, (given.heat_of(given.explanation.findings[0], 0) >= 0.35).numpy()
+        colored, (given.heat_of(given.explanation.findings[0], [0])[0] >= 0.35).numpy()
     )
 
 
@@ -279,7 +281,7 @@ def test_a_series_gets_one_segmentation_of_its_hot_slices():
     for frame, pixels in zip(ds.PerFrameFunctionalGroupsSequence, ds.pixel_array, strict=True):
         (item,) = frame.DerivationImageSequence[0].SourceImageSequence
         i = indices.pop(str(item.ReferencedSOPInstanceUID))
-        mask = (given.heat_of(given.explanation.findings[0], i) >= 0.35).numpy()
+        mask = (given.heat_of(given.explanation.findings[0], [i])[0] >= 0.35).numpy()
         assert np.array_equal(pixels.astype(bool), mask)
         position = frame.PlanePositionSequence[0].ImagePositionPatient
         assert position == given.volume.frames[i].header.ImagePositionPatient
@@ -378,7 +380,7 @@ def test_bits_of_odd_sized_frames_are_padded_with_zero(rows, columns):
     if used % 2:
         assert ds.PixelData[-1] == 0
     for frame, finding in zip(ds.pixel_array, given.explanation.findings, strict=False):
-        assert np.array_equal(frame.astype(bool), (given.heat_of(finding, 0) >= 0.35).numpy())
+        assert np.array_equal(frame.astype(bool), (given.heat_of(finding, [0])[0] >= 0.35).numpy())
 
 
 # ------------------------------------------------------------------ identity

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
-from dicom_xai.config import Compression, InputKind
+from dicom_xai.config import Compression, InputKind, Layout, SegmentationKind
 from dicom_xai.encode.note import encode_note
 from dicom_xai.encode.objects import Encoded, Planned
 from dicom_xai.encode.results import encode_results
@@ -21,7 +21,15 @@ from tests.make.results import Case, as_file, case, enhanced_header, header
 
 ALL = (
     *(Planned(ObjectKind.SC, compression, ("pacs",), 2) for compression in Compression),
-    Planned(ObjectKind.SEG, Compression.NONE, ("pacs",)),
+    *(
+        Planned(ObjectKind.SC, compression, ("pacs",), layout=Layout.STACK)
+        for compression in Compression
+    ),
+    *(
+        Planned(ObjectKind.SEG, compression, ("pacs",), region=kind)
+        for kind in SegmentationKind
+        for compression in (Compression.NONE, Compression.RLE)
+    ),
 )
 
 
@@ -58,7 +66,7 @@ def series(**options) -> Case:
 def without_place() -> Case:
     ds = header("CT", 64, 64)
     del ds.ImagePositionPatient
-    return case([as_file(ds)], kind=InputKind.SLICES)
+    return case([as_file(ds)], kind=InputKind.SLICES, segmenting=True)
 
 
 CASES = {
@@ -71,6 +79,11 @@ CASES = {
     "series, two findings": lambda: series(positives=2),
     "enhanced": lambda: case(
         [as_file(enhanced_header())], kind=InputKind.SLICES, heat_frames=(0, 2)
+    ),
+    "series of a segmenting model": lambda: series(positives=2, segmenting=True),
+    "region without a map": lambda: series(method="", segmenting=True),
+    "enhanced, segmenting": lambda: case(
+        [as_file(enhanced_header())], kind=InputKind.SLICES, segmenting=True
     ),
     "slice without a place": without_place,
     "body part unknown": lambda: laterality(None, None),
@@ -90,6 +103,7 @@ def encode(given: Case) -> tuple[Encoded, ...]:
         given.described,
         given.display_of,
         given.heat_of,
+        given.probability_of,
     ).objects
 
 
