@@ -428,7 +428,8 @@ class Finding:
         Of each source frame. A volume classifier gives each frame the unit's; a segmentation the
         largest probability there.
     frame_weights : tuple of float
-        How much of the finding each frame shows: pictures are made of the highest.
+        How much of the finding each frame shows: pictures are made of the highest. Of images
+        their scores, of a segmentation its mean probability, of a volume classifier its mean heat.
     is_positive : bool
         Score at or above the class's threshold.
     attribution : Attribution or None

@@ -17,7 +17,7 @@ from dicom_xai.errors import ModelInputError
 from dicom_xai.study import Frame, Geometry, Inputs, Placement, Volume
 
 #: Frames that are windowed and resized together: enough for every core, and little memory.
-_TOGETHER = 16
+_TOGETHER = 8
 
 
 def model_inputs(volume: Volume, spec: ModelInput) -> Inputs:

@@ -25,7 +25,7 @@ from dicom_xai.study import Frame, Geometry, Inputs, Volume, VolumePlacement
 Vector = NDArray[np.float64]
 
 #: Slices that are windowed and shrunk together.
-_TOGETHER = 16
+_TOGETHER = 8
 #: Patient directions in DICOM's coordinates: x to the left, y to the back, z up (PS3.3
 #: C.7.6.2.1.1).
 _DIRECTIONS = {

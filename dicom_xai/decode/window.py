@@ -118,7 +118,7 @@ def _is_inverted(frame: Frame) -> bool:
 
 
 def _through_ramps(values: torch.Tensor, ramps: list[Ramp]) -> torch.Tensor:
-    """``(frames, rows, columns)`` through one ramp each; a new tensor."""
+    """``(frames, rows, columns)`` through one ramp each, in place where it can be."""
     if not all(ramp.width > 0 for ramp in ramps):
         return torch.stack(
             [
@@ -129,12 +129,10 @@ def _through_ramps(values: torch.Tensor, ramps: list[Ramp]) -> torch.Tensor:
             ]
         )
     if len(set(ramps)) == 1:
-        made = (values - ramps[0].low) / ramps[0].width
-        return made.clamp_(0, 1)
+        return values.sub_(ramps[0].low).div_(ramps[0].width).clamp_(0, 1)
     low = values.new_tensor([ramp.low for ramp in ramps])[:, None, None]
     width = values.new_tensor([ramp.width for ramp in ramps])[:, None, None]
-    made = (values - low) / width
-    return made.clamp_(0, 1)
+    return values.sub_(low).div_(width).clamp_(0, 1)
 
 
 def _transform(frame: Frame, windowing: Windowing) -> Ramp | torch.Tensor:

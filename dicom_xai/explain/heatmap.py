@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from dicom_xai.config import InputKind, ModelCard
-from dicom_xai.explain.mapping import frame_peaks
+from dicom_xai.explain.mapping import frame_amounts, frame_peaks
 from dicom_xai.study import Attribution, Explanation, Finding, Prediction, Region
 
 
@@ -49,15 +49,17 @@ def _finding(prediction: Prediction, card: ModelCard, i: int, *, has_map: bool) 
     is_positive = bool(score >= card.classes[i].threshold)
     attribution = _attribution(prediction, card, i) if has_map else None
     region = _region(prediction, card, i)
-    weights: tuple[float, ...]
     if card.inputs[0].kind is not InputKind.VOLUME3D:
         frame_scores = tuple(float(each) for each in prediction.scores[:, i])
-        weights = frame_scores
     elif region is not None:
-        frame_scores = weights = region.frame_peaks
+        frame_scores = region.frame_peaks
     else:
         frame_scores = (score,) * len(prediction.placements)
-        weights = frame_scores if attribution is None else attribution.frame_peaks
+    weights = frame_scores
+    if region is not None:
+        weights = frame_amounts(region.probability, region.placements)
+    elif attribution is not None and card.inputs[0].kind is InputKind.VOLUME3D:
+        weights = frame_amounts(attribution.heat, attribution.placements)
     return Finding(
         class_index=i,
         name=card.classes[i].name,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from dicom_xai.study import Placement, Placements, VolumePlacement
 
 #: Frames that are read off an oblique grid together.
 _TOGETHER = 8
+#: Frames whose amounts are found together, and how finely.
+_AMOUNTS_TOGETHER = 64
+_AMOUNT_PIXELS = 64
 #: An axis of the grid that moves less than this part of a cell over a whole frame stands still.
 _STILL_CELLS = 1e-3
 
@@ -64,10 +68,48 @@ def frame_peaks(values: torch.Tensor, placements: Placements) -> tuple[float, ..
         return _floats(values.amax(dim=(1, 2)))
     axes = _axes(solid[0])
     if axes is None:
-        return tuple(_oblique_peak(values, each) for each in solid)
+        return _oblique_peaks(values, solid)
     across = next(axis for axis in range(3) if axis not in axes)
     between = _slabs(values, solid, across)
     return _floats(between.amax(dim=(1, 2)).clamp(min=0))
+
+
+def frame_amounts(values: torch.Tensor, placements: Placements) -> tuple[float, ...]:
+    """How much each frame shows: the mean of its positive values, looked at every few pixels."""
+    coarse: Placements = tuple(_coarser(placement) for placement in placements)  # type: ignore[assignment]
+    amounts: list[float] = []
+    for start in range(0, len(coarse), _AMOUNTS_TOGETHER):
+        part = range(start, min(start + _AMOUNTS_TOGETHER, len(coarse)))
+        if len({coarse[index].source_size for index in part}) == 1:
+            found = [to_source(values, coarse, part)]
+        else:
+            found = [to_source(values, coarse, [index]) for index in part]
+        for each in found:
+            amounts += _floats(each.clamp(min=0).mean(dim=(1, 2)))
+    return tuple(amounts)
+
+
+def _coarser(placement: Placement | VolumePlacement) -> Placement | VolumePlacement:
+    """The same frame in at most `_AMOUNT_PIXELS` rows and columns, each pixel several wide."""
+    rows, columns = (max(1, count // _AMOUNT_PIXELS) for count in placement.source_size)
+    size = (placement.source_size[0] // rows, placement.source_size[1] // columns)
+    if isinstance(placement, Placement):
+        scale = (placement.scale[0] * rows, placement.scale[1] * columns)
+        return replace(placement, source_size=size, scale=scale)
+    per_row, per_column = np.array(placement.per_row), np.array(placement.per_column)
+    origin = np.array(placement.origin) + per_row * (rows - 1) / 2 + per_column * (columns - 1) / 2
+    return VolumePlacement(
+        source_size=size,
+        input_size=placement.input_size,
+        origin=_three(origin),
+        per_row=_three(per_row * rows),
+        per_column=_three(per_column * columns),
+    )
+
+
+def _three(vector: NDArray[np.float64]) -> tuple[float, float, float]:
+    first, second, third = vector.tolist()
+    return first, second, third
 
 
 def _floats(values: torch.Tensor) -> tuple[float, ...]:
@@ -163,48 +205,45 @@ def _along(
 
 def _oblique_to_source(values: torch.Tensor, placements: Sequence[VolumePlacement]) -> torch.Tensor:
     rows, columns = placements[0].source_size
-    places = _places(placements, np.arange(rows), np.arange(columns)).to(values.device)
-    size = torch.tensor(placements[0].input_size, dtype=torch.float64, device=values.device)
-    inside = ((places >= 0) & (places <= size)).all(dim=-1)
-    # grid_sample wants the last axis first, and -1 and 1 at the borders of the grid
-    normal = (places / size * 2 - 1).flip(-1)
+    size = np.array(placements[0].input_size)
+
+    def normal(places: NDArray[np.float64]) -> torch.Tensor:
+        """As grid_sample counts: last axis first, -1 and 1 at the borders of the grid."""
+        return torch.from_numpy((places * (2 / size))[..., ::-1].copy()).to(values)
+
+    origins = normal(np.array([placement.origin for placement in placements]) - size / 2)
+    plane = (
+        normal(np.multiply.outer(np.arange(rows), placements[0].per_row))[:, None]
+        + normal(np.multiply.outer(np.arange(columns), placements[0].per_column))[None]
+    )
+    places = origins[:, None, None] + plane
     found = functional.grid_sample(
         values[None, None],
-        normal[None].to(values.dtype),
+        places[None],
         mode="bilinear",
         padding_mode="border",
         align_corners=False,
     )[0, 0]
-    return found * inside
+    return found.mul_(places.abs_().amax(dim=-1) <= 1)
 
 
-def _places(
-    placements: Sequence[VolumePlacement], rows: NDArray[np.int64], columns: NDArray[np.int64]
-) -> torch.Tensor:
-    """Where pixels lie on the grid, ``(frames, rows, columns, 3)`` float64."""
-    first = placements[0]
-    plane = np.multiply.outer(rows, first.per_row)[:, None] + np.multiply.outer(
-        columns, first.per_column
-    )
-    origins = np.array([placement.origin for placement in placements])
-    return torch.from_numpy(origins[:, None, None] + plane)
-
-
-def _oblique_peak(values: torch.Tensor, placement: VolumePlacement) -> float:
+def _oblique_peaks(
+    values: torch.Tensor, placements: Sequence[VolumePlacement]
+) -> tuple[float, ...]:
     """Every cell that an interpolated pixel can touch is a neighbour of one that is looked at."""
-    cells = np.array(values.shape) / np.array(placement.input_size)
+    first = placements[0]
+    cells = np.array(values.shape) / np.array(first.input_size)
     picks = []
-    for count, step in zip(
-        placement.source_size, (placement.per_row, placement.per_column), strict=True
-    ):
+    for count, step in zip(first.source_size, (first.per_row, first.per_column), strict=True):
         stride = max(1, math.floor(0.5 / float(np.abs(np.array(step) * cells).max())))
         picks.append(np.unique(np.append(np.arange(0, count, stride), count - 1)))
-    places = _places([placement], picks[0], picks[1])[0] * torch.from_numpy(cells)
-    index = (places - 0.5).round().long().reshape(-1, 3)
-    reach = torch.tensor(values.shape)
-    near = index[((index >= -1) & (index <= reach)).all(dim=1)]
-    if not len(near):
-        return 0.0
-    near = near.clamp(torch.zeros_like(reach), reach - 1).to(values.device)
-    around = functional.max_pool3d(values[None, None], 3, stride=1, padding=1)[0, 0]
-    return max(0.0, float(around[near[:, 0], near[:, 1], near[:, 2]].max()))
+    rows = np.multiply.outer(picks[0], first.per_row)[:, None]
+    plane = (rows + np.multiply.outer(picks[1], first.per_column)).reshape(-1, 3)
+    around = functional.max_pool3d(values[None, None], 3, stride=1, padding=1)[0, 0].cpu().numpy()
+    reach = np.array(values.shape)
+    peaks = []
+    for placement in placements:
+        index = np.rint((plane + placement.origin) * cells - 0.5).astype(np.int64)
+        near = index[((index >= -1) & (index <= reach)).all(axis=1)].clip(0, reach - 1)
+        peaks.append(max(0.0, float(around[tuple(near.T)].max())) if len(near) else 0.0)
+    return tuple(peaks)

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import compiler, explain, receive, triage
+from tests.bench import compiler, explain, receive, triage, volumes
 
 PARTS = {
     "explain": explain.run,
     "compiler": compiler.run,
     "receive": receive.run,
+    "volumes": volumes.run,
     "triage": triage.run,
 }
 

@@ -154,7 +154,8 @@ def test_a_volume_weighs_each_slice_by_the_heat_that_it_can_show():
         volume_prediction(raw_maps=maps), card(0.5, is_volume=True), 1, "m", "l"
     ).findings
     assert finding.attribution.heat.shape == (4, 8, 8)
-    assert finding.frame_weights == finding.attribution.frame_peaks == (0.0, 1.5, 0.0)
+    assert finding.attribution.frame_peaks == (0.0, 1.5, 0.0)
+    assert finding.frame_weights == pytest.approx((0.0, 1.5 / 64, 0.0))
     assert finding.frame_scores == pytest.approx((0.8, 0.8, 0.8))
 
 
@@ -177,7 +178,8 @@ def test_a_segmentation_has_a_region_with_its_volume():
     assert finding.region.volume_ml == 1.0
     assert finding.region.threshold == 0.5
     assert finding.region.frame_peaks == pytest.approx((0.4, 0.0, 0.9))
-    assert finding.frame_scores == finding.frame_weights == finding.region.frame_peaks
+    assert finding.frame_scores == finding.region.frame_peaks
+    assert finding.frame_weights == pytest.approx((0.4 / 64, 0.0, 3.6 / 64))
 
 
 def test_a_region_without_spacings_has_no_volume():

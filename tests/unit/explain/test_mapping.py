@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from dicom_xai.errors import InvariantError
-from dicom_xai.explain.mapping import frame_peaks, to_source
+from dicom_xai.explain.mapping import frame_amounts, frame_peaks, to_source
 from dicom_xai.study import Placement, VolumePlacement
 from tests.make.volumes import trilinear, turned
 
@@ -129,6 +131,28 @@ def test_a_volume_is_mapped_back_voxel_by_voxel_as_the_affine_says(
     np.testing.assert_allclose(found, expected * inside, atol=2e-5)
     peaks = np.array(frame_peaks(heat, placements))
     assert (peaks >= found.max(axis=(1, 2)) - 1e-6).all()
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_amounts_are_means_over_each_frame(name: str) -> None:
+    turn, steps = CASES[name]
+    linear = turn * steps * (1, 13 / 260, 17 / 170)
+    start = np.array([5.0, 6.0, 7.0]) - linear @ np.array([3.0, 130.0, 85.0])
+    placements = tuple(
+        replace(each, source_size=(260, 170))
+        for each in frames_of(np.column_stack([linear, start]), 7, (0.0, 0.0, 0.0))
+    )
+    heat = torch.rand((10, 12, 14), generator=torch.Generator().manual_seed(3)) - 0.3
+    found = to_source(heat, placements, range(7)).clamp(min=0).mean(dim=(1, 2))
+    # every fourth row and second column: noise of a cell is seen at two pixels or more
+    assert frame_amounts(heat, placements) == pytest.approx(found.tolist(), abs=0.02)
+
+
+def test_amounts_of_images_follow_their_placements() -> None:
+    heat = torch.zeros((2, 8, 8))
+    heat[1, :4] = 1.0
+    placements = (Placement((8, 8), (8, 8)), Placement((256, 192), (8, 8), (8 / 256, 8 / 192)))
+    assert frame_amounts(heat, placements) == pytest.approx((0.0, 0.5), abs=0.01)
 
 
 def test_a_slice_far_from_all_heat_has_no_peak() -> None:
