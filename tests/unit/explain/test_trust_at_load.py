@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
+import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from dicom_xai.autodiff.methods import METHODS
 from dicom_xai.errors import ModelCardError
@@ -34,3 +37,21 @@ def test_each_method_applies_or_says_why_not(cxr_card):
     assert set(found) == set(METHODS)
     assert found["grad-cam"] == ""
     assert "attention" in found["gradient-attention-rollout"]
+
+
+def test_a_graph_that_ends_in_its_activation_is_judged_before_it(cxr_card, tmp_path):
+    model = onnx.load(cxr_card.file)
+    model.graph.node.append(helper.make_node("Sigmoid", ["logits"], ["scores"], name="end"))
+    output = model.graph.output[0]
+    output.name = "scores"
+    path = tmp_path / "scores.onnx"
+    onnx.save(model, path)
+    (given,) = cxr_card.outputs
+    card = cxr_card.model_copy(
+        update={
+            "file": path,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "outputs": (given.model_copy(update={"name": "scores", "activation": "none"}),),
+        }
+    )
+    assert gradient_error(Model(card, CPU, 1), 1) < GRADIENT_TOLERANCE / 2
