@@ -363,11 +363,11 @@ def ledger_skip(
     delivery: Annotated[int, typer.Argument(help="The number, from `ledger deliveries`.")],
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """Close a dead letter without sending it."""
+    """Close a delivery that is dead or waits, without sending it."""
     with _Opened(config) as ledger:
         done = ledger.deliveries.skip(delivery)
     _note_verb(config, "ledger skip", f"delivery {delivery}", done)
-    _report(done, f"delivery {delivery} is skipped", f"no dead delivery {delivery}")
+    _report(done, f"delivery {delivery} is skipped", f"no dead or waiting delivery {delivery}")
 
 
 @app.command("audit")

@@ -158,6 +158,10 @@ class DestinationUnavailableError(TransientError):
     """A destination did not answer, or asked us to come back."""
 
 
+class NotNowError(DestinationUnavailableError):
+    """A destination answered that it cannot take this object now; others it may."""
+
+
 class LedgerBusyError(TransientError):
     """The ledger's database is locked by somebody else for too long."""
 

@@ -11,6 +11,7 @@ device; this module never imports torch, so that receiver and sender do not eith
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -151,6 +152,8 @@ class Job:
     attempts: int
     instances: tuple[Instance, ...]
     predecessors: tuple[Reference, ...] = ()
+    earlier_files: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Spool keys of what an earlier try of this job made, by SOP Instance UID."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,3 +493,4 @@ class Receipt:
     sop_instance_uid: str
     status: int
     comment: str = ""
+    sends: int = 1  #: 2 where the connection was lost before the answer to the first

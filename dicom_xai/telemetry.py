@@ -130,6 +130,11 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self.units_forgotten = Counter(
+            "dicom_xai_units_forgotten_total",
+            "Failed or held units whose images were deleted after spool.keep_failed_days.",
+            registry=registry,
+        )
         self.received_bytes = Counter(
             "dicom_xai_received_bytes_total", "Bytes of instances stored.", registry=registry
         )
@@ -366,6 +371,7 @@ class Event(StrEnum):
     DELIVERY_DEAD = "delivery-dead"
     TRIAGED = "triaged"
     SWEPT = "swept"
+    UNITS_FORGOTTEN = "units-forgotten"  #: failed or held, and older than spool.keep_failed_days
     RECOVERED = "recovered"
     MESSAGE = "message"  #: of a module below the roles; `file` names it
 

@@ -94,6 +94,18 @@ class SpoolConfig(Section):
     directory: Path = Field(description="A folder on a local disk.")
     min_free_bytes: int = Field(2_000_000_000, ge=0, description="Below it C-STORE gets 0xA700.")
     keep_days: float = Field(2.0, ge=0, description="Delivered studies stay so long.")
+    keep_failed_days: float = Field(
+        30.0, ge=0, description="Failed and held units stay so long, for somebody to look at them."
+    )
+
+    @model_validator(mode="after")
+    def _failed_units_stay_longer(self) -> SpoolConfig:
+        if self.keep_failed_days < self.keep_days:
+            raise ValueError(
+                f"keep_failed_days is {self.keep_failed_days:g}, wanted keep_days "
+                f"({self.keep_days:g}) or more"
+            )
+        return self
 
 
 def _ledger_url(text: str) -> str:
@@ -134,6 +146,9 @@ class Destination(Section):
     port: int = Field(ge=1, le=65535, description="Its port.")
     compress: Compression = Field(Compression.NONE, description="none | rle | jpeg (SC only).")
     calling_ae_title: AETitle = Field("DICOM_XAI", description="Our AE title towards it.")
+    keep_open_s: Seconds = Field(
+        3.0, gt=0, description="An association without work is released after so long."
+    )
     tls: ClientTLS | None = Field(None, description="TLS towards it; plain without it.")
 
 

@@ -9,10 +9,10 @@ What a send gives:
 
 - a `Receipt`, when the destination has answered for good; `dimse.answer_of(receipt.status)` says
   whether it holds the object. A refused context is a receipt with 0x0122.
-- `DestinationUnavailableError`, when it did not answer, or asked to come back: nothing is lost,
-  `backoff.delay_s` says when to try again.
+- `DestinationUnavailableError`, when it did not answer: nothing is lost, `backoff.Breaker` says
+  when to try again. `NotNowError`, when it asked to come back with this object.
 
-Rule: one thread at a time for each `StorageSCU`.
+Rule: one thread at a time for each `StorageSCU`; only `hang_up` is for another one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +47,11 @@ from dicom_xai.dimse import (
     answer_of,
     make_eager,
 )
-from dicom_xai.errors import CannotUnderstandError, DestinationUnavailableError
+from dicom_xai.errors import (
+    CannotUnderstandError,
+    DestinationUnavailableError,
+    NotNowError,
+)
 from dicom_xai.study import Receipt
 from dicom_xai.tls import Credentials, Rotation, TLSSocket
 
@@ -92,7 +96,6 @@ class Timeouts:
     answer_s: float = 30.0  #: last byte of a C-STORE request to its response
     stall_s: float = 10.0  #: the peer neither reads nor writes
     slowest_bytes_per_s: float = 1_000_000.0  #: a write may take its bytes' time and `answer_s`
-    idle_s: float = 30.0  #: then a warm association is released
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +237,7 @@ class StorageSCU:
         self._accepted: dict[Context, int] = {}
         self._message_id = 0
         self._used_s = clock()
+        self._is_hung_up = False
 
     @property
     def is_open(self) -> bool:
@@ -268,8 +272,10 @@ class StorageSCU:
 
         Raises
         ------
+        NotNowError
+            It answered that it cannot take the object now (0xA7xx, 0x0110): try later.
         DestinationUnavailableError
-            It did not answer in time, or answered that it cannot now (0xA7xx, 0x0110): try later.
+            It did not answer in time.
         CannotUnderstandError
             The file is no Part 10 file.
         """
@@ -281,18 +287,19 @@ class StorageSCU:
             try:
                 receipt = self._store(stored, file)
             except _LostError:
-                if not was_open:
+                if not was_open or self._is_hung_up:
                     raise
-                # it was closed while idle, as peers do; this says nothing about the destination
+                # it was closed while idle, as peers do; this says nothing about the destination,
+                # which may have got the object all the same
                 self._drop()
                 self.open()
-                receipt = self._store(stored, file)
+                receipt = replace(self._store(stored, file), sends=2)
         except _LostError as error:
             self._drop()
             raise self._unavailable("closed the connection before it answered") from error
         self._used_s = self._clock()
         if answer_of(receipt.status) is Answer.TRANSIENT:
-            raise self._unavailable(f"answered 0x{receipt.status:04X} to a C-STORE")
+            raise NotNowError(self._say(f"answered 0x{receipt.status:04X} to a C-STORE"))
         return receipt
 
     def echo(self) -> EchoTiming:
@@ -320,8 +327,8 @@ class StorageSCU:
         return EchoTiming(associated - start, answered - associated)
 
     def close_if_idle(self) -> bool:
-        """Release an association that nobody used for `idle_s`; True when it did."""
-        if not self.is_open or self._clock() - self._used_s < self._timeouts.idle_s:
+        """Release an association that nobody used for `keep_open_s`; True when it did."""
+        if not self.is_open or self._clock() - self._used_s < self._destination.keep_open_s:
             return False
         self.close()
         return True
@@ -332,6 +339,14 @@ class StorageSCU:
             assert self._association is not None
             self._association.release()
         self._drop()
+
+    def hang_up(self) -> None:
+        """Cut the connection under a send of another thread, which then ends; for good."""
+        self._is_hung_up = True
+        sock = self._socket
+        if sock is not None:
+            with suppress(OSError):  # closed meanwhile
+                sock.shutdown(socket.SHUT_RDWR)
 
     # -------------------------------------------------------------- association
 
@@ -345,6 +360,8 @@ class StorageSCU:
         self._contexts[context] = None
 
     def _associate(self) -> None:
+        if self._is_hung_up:
+            raise self._unavailable("was hung up on: the sender stops")
         limits = self._timeouts
         ae = _Requestor(self._destination.calling_ae_title, limits.stall_s)
         ae.implementation_class_uid = uids.IMPLEMENTATION_CLASS_UID
@@ -420,10 +437,11 @@ class StorageSCU:
             sock.close()
 
     def _unavailable(self, what: str) -> DestinationUnavailableError:
+        return DestinationUnavailableError(self._say(what))
+
+    def _say(self, what: str) -> str:
         place = self._destination
-        return DestinationUnavailableError(
-            f"destination {self.name!r} ({place.ae_title} at {place.host}:{place.port}) {what}"
-        )
+        return f"destination {self.name!r} ({place.ae_title} at {place.host}:{place.port}) {what}"
 
     # -------------------------------------------------------------- one object
 

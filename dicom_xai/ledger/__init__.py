@@ -11,7 +11,7 @@ from dicom_xai.ledger.deliveries import Deliveries, Outgoing, Triaged
 from dicom_xai.ledger.engine import Bell, Bells, Database
 from dicom_xai.ledger.jobs import Jobs, Overdue
 from dicom_xai.ledger.schema import Disposition
-from dicom_xai.ledger.upkeep import ORPHAN_AGE_S, Upkeep
+from dicom_xai.ledger.upkeep import ORPHAN_AGE_S, Expired, Upkeep
 
 __all__ = [
     "ORPHAN_AGE_S",
@@ -19,6 +19,7 @@ __all__ = [
     "Bell",
     "Deliveries",
     "Disposition",
+    "Expired",
     "Jobs",
     "Ledger",
     "Outgoing",

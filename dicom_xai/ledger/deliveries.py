@@ -147,16 +147,7 @@ class Deliveries:
             now = self._db.now()
             if not _end(connection, outgoing, DeliveryState.SENT, status=status, sent_at=now):
                 return None
-            left = connection.scalar(
-                select(func.count())
-                .select_from(delivery)
-                .where(
-                    delivery.c.job_id == outgoing.job_id,
-                    delivery.c.destination == outgoing.destination,
-                    delivery.c.state.not_in([DeliveryState.SENT, DeliveryState.SKIPPED]),
-                )
-            )
-            if left:
+            if _holds_all_at(connection, outgoing.job_id, outgoing.destination) is None:
                 return None
             first = connection.execute(
                 update(job)
@@ -209,24 +200,60 @@ class Deliveries:
 
     def requeue(self, delivery_id: int) -> bool:
         """Send a dead letter again, as an admin asks; False when there is none."""
-        return self._admin(delivery_id, DeliveryState.PENDING, "delivery-requeued")
 
-    def skip(self, delivery_id: int) -> bool:
-        """Close a dead letter without sending it; False when there is none."""
-        return self._admin(delivery_id, DeliveryState.SKIPPED, "delivery-skipped")
-
-    def _admin(self, delivery_id: int, state: DeliveryState, kind: str) -> bool:
         def run(connection: Connection) -> bool:
             changed = connection.execute(
                 update(delivery)
                 .where(delivery.c.id == delivery_id, delivery.c.state == DeliveryState.DEAD)
-                .values(state=state, attempts=0, not_before=self._db.now())
+                .values(state=DeliveryState.PENDING, not_before=self._db.now())
             )
             if changed.rowcount:
-                note_event(connection, kind, str(delivery_id), "asked for")
+                note_event(connection, "delivery-requeued", str(delivery_id), "asked for")
             return changed.rowcount == 1
 
         return self._db.write(run)
+
+    def skip(self, delivery_id: int) -> bool:
+        """Close a delivery that is dead or waits, without sending it; False when there is none.
+
+        Its unit counts as triaged when the destination holds all the others, since the last of
+        them came.
+        """
+
+        def run(connection: Connection) -> bool:
+            closed = connection.execute(
+                update(delivery)
+                .where(
+                    delivery.c.id == delivery_id,
+                    delivery.c.state.in_([DeliveryState.DEAD, DeliveryState.PENDING]),
+                )
+                .values(state=DeliveryState.SKIPPED)
+                .returning(delivery.c.job_id, delivery.c.destination)
+            ).first()
+            if closed is None:
+                return False
+            at = _holds_all_at(connection, closed.job_id, closed.destination)
+            if at is not None:
+                connection.execute(
+                    update(job)
+                    .where(job.c.id == closed.job_id, job.c.triaged_at.is_(None))
+                    .values(triaged_at=at)
+                )
+            note_event(connection, "delivery-skipped", str(delivery_id), "asked for")
+            return True
+
+        return self._db.write(run)
+
+
+def _holds_all_at(connection: Connection, job_id: int, destination: str) -> float | None:
+    """Since when a destination holds all of a job's objects that it will ever get, if it does."""
+    row = connection.execute(
+        select(
+            func.sum(delivery.c.state.not_in([DeliveryState.SENT, DeliveryState.SKIPPED])),
+            func.max(delivery.c.sent_at),
+        ).where(delivery.c.job_id == job_id, delivery.c.destination == destination)
+    ).one()
+    return None if row[0] else row[1]
 
 
 def _end(

@@ -213,7 +213,9 @@ class Jobs:
             if _has_other_results(connection, claimed, results):
                 if not self._end_as_it_was(connection, claimed, now):
                     return False
-                _queue_amendment(connection, claimed, now, "another model or program version")
+                _queue_amendment(
+                    connection, claimed.job_id, now, "another model or program version"
+                )
                 return False
             ended = connection.execute(
                 update(job)
@@ -248,7 +250,7 @@ class Jobs:
                 kind = "job-failed" if is_failure else "job-note"
                 note_event(connection, kind, str(claimed.job_id), note)
             if amend_because:
-                _queue_amendment(connection, claimed, now, amend_because)
+                _queue_amendment(connection, claimed.job_id, now, amend_because)
             return True
 
         return self._db.write(run)
@@ -266,27 +268,36 @@ class Jobs:
     def retry(self, job_id: int) -> bool:
         """Queue an ended job again, as an admin asks.
 
+        Where it failed and its note is on its way or there, the answer must amend that note: then
+        an amendment is queued instead.
+
         False when there is none that has ended, or another of its unit and purpose is under way.
         """
 
         def run(connection: Connection) -> bool:
             row = connection.execute(select(job).where(job.c.id == job_id)).first()
-            if row is None or _has_live_job(connection, row.unit_key, row.route, row.purpose):
+            if row is None or row.state not in (JobState.DONE, JobState.FAILED):
                 return False
-            changed = connection.execute(
-                update(job)
-                .where(job.c.id == job_id, job.c.state.in_([JobState.DONE, JobState.FAILED]))
-                .values(
-                    state=JobState.QUEUED,
-                    attempts=0,
-                    not_before=self._db.now(),
-                    note="",
-                    done_at=None,
+            has_note = row.state == JobState.FAILED and _earlier_files(connection, job_id)
+            purpose = Purpose.AMENDMENT if has_note else row.purpose
+            if _has_live_job(connection, row.unit_key, row.route, purpose):
+                return False
+            if has_note:
+                _queue_amendment(connection, job_id, self._db.now(), "retry of a failed job")
+            else:
+                connection.execute(
+                    update(job)
+                    .where(job.c.id == job_id)
+                    .values(
+                        state=JobState.QUEUED,
+                        attempts=0,
+                        not_before=self._db.now(),
+                        note="",
+                        done_at=None,
+                    )
                 )
-            )
-            if changed.rowcount:
-                note_event(connection, "job-retried", str(job_id), "asked for")
-            return changed.rowcount == 1
+            note_event(connection, "job-retried", str(job_id), "asked for")
+            return True
 
         return self._db.write(run)
 
@@ -420,9 +431,9 @@ def _insert_job(
     )
 
 
-def _queue_amendment(connection: Connection, claimed: Job, now: float, reason: str) -> None:
-    """Queue the fuller answer to a unit that got a quick one, unless one is on its way."""
-    row = connection.execute(select(job).where(job.c.id == claimed.job_id)).one()
+def _queue_amendment(connection: Connection, job_id: int, now: float, reason: str) -> None:
+    """Queue a better answer to the unit of an ended job, unless one is on its way."""
+    row = connection.execute(select(job).where(job.c.id == job_id)).one()
     if _has_live_job(connection, row.unit_key, row.route, Purpose.AMENDMENT):
         return
     names = ("candidate_id", "unit_key", "route", "model", "model_digest")
@@ -511,7 +522,16 @@ def _job(connection: Connection, row: Row[tuple[object, ...]]) -> Job:
             )
             for item in latest
         ),
+        earlier_files=_earlier_files(connection, row.id),
     )
+
+
+def _earlier_files(connection: Connection, job_id: int) -> dict[str, str]:
+    """The spool keys of a job's results, by SOP Instance UID."""
+    made = connection.execute(
+        select(result.c.sop_instance_uid, result.c.spool_key).where(result.c.job_id == job_id)
+    )
+    return {row.sop_instance_uid: row.spool_key or "" for row in made}
 
 
 def instance_of(row: Row[tuple[object, ...]]) -> Instance:

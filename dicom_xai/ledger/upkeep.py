@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Connection, Select, Table, exists, func, or_, select, union_all, update
+from sqlalchemy import Connection, Select, Table, and_, exists, func, or_, select, union_all, update
 
 from dicom_xai import processes
 from dicom_xai.ledger.engine import Database, earliest, set_meta
@@ -46,6 +46,14 @@ class Depths:
     outbox: Mapping[str, int]
     dead: Mapping[str, int]
     quarantined: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """What retention took out of the ledger; the bytes are the caller's to delete."""
+
+    spool_keys: list[str]
+    unanswered_units: int  #: failed or held ones that can no longer be tried again
 
 
 class Upkeep:
@@ -209,20 +217,27 @@ class Upkeep:
 
     # -------------------------------------------------------------- retention
 
-    def expire(self, keep_days: float) -> list[str]:
-        """Forget the bytes that nobody needs any more; gives their spool keys.
+    def expire(self, keep_days: float, keep_failed_days: float) -> Expired:
+        """Forget the bytes that nobody needs any more.
 
         A result may go when it is older than `keep_days` and sent, skipped or never to be sent
-        everywhere; an instance when it is as old and no unit that waits, runs or failed, and no
-        object still to be sent, needs it. The hashes stay in the ledger. At most `EXPIRE_AT_MOST`
-        of each go at once, the oldest first, so that nobody waits long for the database.
+        everywhere. An instance may go when it is as old and no unit that waits or runs, and no
+        object still to be sent, needs it; one of a unit that failed or is held not before it is
+        older than `keep_failed_days`. The hashes stay in the ledger. At most `EXPIRE_AT_MOST` of
+        each go at once, the oldest first, so that nobody waits long for the database.
         """
-        before = (datetime.now(UTC) - timedelta(days=keep_days)).isoformat(timespec="microseconds")
-
+        now = datetime.now(UTC)
+        before, long_before = (
+            (now - timedelta(days=days)).isoformat(timespec="microseconds")
+            for days in (keep_days, keep_failed_days)
+        )
         unsent = delivery.c.state.not_in([DeliveryState.SENT, DeliveryState.SKIPPED])
+        is_unanswered = or_(
+            candidate.c.state == CandidateState.HELD, job.c.state == JobState.FAILED
+        )
 
-        def run(connection: Connection) -> list[str]:
-            keys = _release(
+        def run(connection: Connection) -> Expired:
+            results = _release(
                 connection,
                 select(result.c.id)
                 .where(
@@ -240,13 +255,14 @@ class Upkeep:
                 .where(
                     member.c.instance_id == instance.c.id,
                     or_(
-                        candidate.c.state != CandidateState.READY,
-                        job.c.state != JobState.DONE,
+                        candidate.c.state == CandidateState.WAITING,
+                        job.c.state.in_([JobState.QUEUED, JobState.RUNNING]),
                         exists().where(delivery.c.job_id == job.c.id, unsent),
+                        and_(is_unanswered, instance.c.received_utc >= long_before),
                     ),
                 )
             )
-            keys += _release(
+            instances = _release(
                 connection,
                 select(instance.c.id)
                 .where(
@@ -257,7 +273,14 @@ class Upkeep:
                 .order_by(instance.c.received_utc),
                 instance,
             )
-            return keys
+            unanswered = connection.execute(
+                select(candidate.c.id)
+                .distinct()
+                .join(member, member.c.candidate_id == candidate.c.id)
+                .outerjoin(job, job.c.candidate_id == candidate.c.id)
+                .where(member.c.instance_id.in_(list(instances)), is_unanswered)
+            ).all()
+            return Expired([*results.values(), *instances.values()], len(unanswered))
 
         return self._db.write(run)
 
@@ -412,12 +435,11 @@ def _rows(connection: Connection, query: Select[tuple[object, ...]]) -> list[dic
     return [dict(row) for row in connection.execute(query).mappings()]
 
 
-def _release(connection: Connection, expired: Select[tuple[int]], table: Table) -> list[str]:
-    """Take the spool keys off the expired rows of a table and give them."""
+def _release(connection: Connection, expired: Select[tuple[int]], table: Table) -> dict[int, str]:
+    """Take the spool keys off the expired rows of a table and give them by row."""
     rows = connection.execute(
         select(table.c.id, table.c.spool_key).where(table.c.id.in_(expired.limit(EXPIRE_AT_MOST)))
     ).all()
-    connection.execute(
-        update(table).where(table.c.id.in_([row.id for row in rows])).values(spool_key=None)
-    )
-    return [str(row.spool_key) for row in rows]
+    keys = {int(row.id): str(row.spool_key) for row in rows}
+    connection.execute(update(table).where(table.c.id.in_(list(keys))).values(spool_key=None))
+    return keys

@@ -314,7 +314,12 @@ class Receiver:
 
     def _forget_now(self) -> None:
         context = self._context
-        keys = context.ledger.upkeep.expire(self._policy.config.service.spool.keep_days)
+        kept = self._policy.config.service.spool
+        expired = context.ledger.upkeep.expire(kept.keep_days, kept.keep_failed_days)
+        if expired.unanswered_units:
+            context.metrics.units_forgotten.inc(expired.unanswered_units)
+            context.log.warning(Event.UNITS_FORGOTTEN, count=expired.unanswered_units)
+        keys = expired.spool_keys
         now = time.time()  # file times are in it; ORPHAN_AGE_S allows for its jumps
         keys += [
             key

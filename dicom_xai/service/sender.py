@@ -9,15 +9,23 @@ from __future__ import annotations
 import hashlib
 import random
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 from dicom_xai import dimse, identity
 from dicom_xai.audit import Participant
 from dicom_xai.config import Config, Destination
-from dicom_xai.deliver.backoff import delay_s
+from dicom_xai.deliver.backoff import Breaker
 from dicom_xai.deliver.storage_scu import StorageSCU
-from dicom_xai.errors import CannotUnderstandError, DestinationUnavailableError, IdentityError
+from dicom_xai.errors import (
+    CannotUnderstandError,
+    DestinationUnavailableError,
+    IdentityError,
+    LedgerBusyError,
+    NotNowError,
+)
 from dicom_xai.ledger import Outgoing, Triaged
 from dicom_xai.service.audited import Tally, note_sent
 from dicom_xai.service.role import Context, report_rotation, watch_certificate
@@ -25,12 +33,18 @@ from dicom_xai.stages import Stage
 from dicom_xai.study import Purpose
 from dicom_xai.telemetry import Event
 
+T = TypeVar("T")
+
 #: Longer than the longest send; then another sender may try.
 LEASE_S = 120.0
 #: A burst that does not end is told to the audit trail after so many objects.
 NOTE_AFTER = 64
 #: Safety net under the bell.
 POLL_S = 0.5
+#: How long a reload lets a changed destination finish the object under way.
+RELOAD_GRACE_S = 5.0
+#: Between asking an outlet to stop and cutting its connection: the part of the grace it gets.
+POLITE = 0.6
 
 
 class Sender:
@@ -65,18 +79,12 @@ class Sender:
         changed = [
             name for name, outlet in self._outlets.items() if wanted.get(name) != outlet.destination
         ]
-        for name in changed:
-            self._outlets[name].ask_to_stop()
-        for name in changed:
-            self._outlets.pop(name).join(LEASE_S)
+        _end([self._outlets.pop(name) for name in changed], RELOAD_GRACE_S)
         self._open({n: d for n, d in wanted.items() if n not in self._outlets})
 
     def stop(self, grace_s: float) -> None:
-        """Finish the object under way; what is left waits in the ledger."""
-        for outlet in self._outlets.values():
-            outlet.ask_to_stop()
-        for outlet in self._outlets.values():
-            outlet.join(grace_s)
+        """Finish the objects under way; what is left waits in the ledger."""
+        _end(list(self._outlets.values()), grace_s)
 
     def _open(self, destinations: Mapping[str, Destination]) -> None:
         for name, destination in destinations.items():
@@ -94,16 +102,17 @@ class _Outlet:
         self.failure: BaseException | None = None
         self._context = context
         self._name = name
-        self._rng = rng
         self._scu = StorageSCU(
             name, destination, rotated=partial(report_rotation, context.metrics, context.log)
         )
         self._sent = Tally()
-        self._failures = 0
-        self._open_again_at = 0.0
+        self._breaker = Breaker(context.ledger.now, rng)
         self._stopping = threading.Event()
         self._bell = context.ledger.listen("sender")
-        self._thread = threading.Thread(target=self._send_forever, name=f"outlet-{name}")
+        # a daemon: a peer that holds it must not hold the process
+        self._thread = threading.Thread(
+            target=self._send_forever, name=f"outlet-{name}", daemon=True
+        )
 
     def start(self) -> None:
         self._thread.start()
@@ -116,23 +125,54 @@ class _Outlet:
         self._stopping.set()
         self._context.ledger.ring("sender")
 
-    def join(self, timeout_s: float) -> None:
-        self._thread.join(timeout_s)
-        self._bell.close()
+    def hang_up(self) -> None:
+        self._scu.hang_up()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread; False when it still runs."""
+        self._thread.join(max(0.0, timeout_s))
+        return not self._thread.is_alive()
 
     def _send_forever(self) -> None:
         try:
             while not self._stopping.is_set():
-                if not self._send_next():
-                    self._note_sent()
-                    self._scu.close_if_idle()
-                    if self._bell.wait(self._pause_s()):
-                        self._open_early()
+                try:
+                    self._step()
+                except LedgerBusyError as error:
+                    self._wait_for_ledger(error)
         except BaseException as error:  # noqa: BLE001  # handed to tick, which ends the role
             self.failure = error
         finally:
             self._note_sent()
             self._scu.close()
+            self._bell.close()
+
+    def _step(self) -> None:
+        if not self._send_next():
+            self._note_sent()
+            self._scu.close_if_idle()
+            if self._bell.wait(self._pause_s()):
+                self._open_early()
+
+    def _tell(self, verb: Callable[[], T]) -> T:
+        """Tell the ledger what the destination said; a ledger that is busy is told again.
+
+        Raises
+        ------
+        LedgerBusyError
+            Still busy when the outlet was asked to stop; the object will be sent again.
+        """
+        while True:
+            try:
+                return verb()
+            except LedgerBusyError as error:
+                if self._wait_for_ledger(error):
+                    raise
+
+    def _wait_for_ledger(self, error: LedgerBusyError) -> bool:
+        """Wait a little, for a restart would empty no disk; True when asked to stop."""
+        self._context.log.exception(Event.LEDGER_BUSY, error, destination=self._name)
+        return self._stopping.wait(POLL_S)
 
     def _note_sent(self) -> None:
         """Tell the audit trail what went out; after a burst, not between its objects."""
@@ -147,20 +187,20 @@ class _Outlet:
         next_at = self._context.ledger.deliveries.next_at(self._name)
         if next_at is None:
             return POLL_S
-        return max(0.01, min(POLL_S, max(next_at, self._open_again_at) - now))
+        return max(0.01, min(POLL_S, max(next_at, self._breaker.open_until) - now))
 
     def _open_early(self) -> None:
         """Associate while the worker still computes, so that the first send need not."""
-        if self._failures == 0 and not self._stopping.is_set():
+        if self._breaker.is_trusted and not self._stopping.is_set():
             try:
                 self._scu.open()
             except DestinationUnavailableError:
-                self._pause()
+                self._breaker.failed()
 
     def _send_next(self) -> bool:
         """Send one object; False when there is none that may go now."""
         ledger = self._context.ledger
-        if ledger.now() < self._open_again_at:
+        if self._breaker.is_open:
             return False
         outgoing = ledger.deliveries.claim(self._name, LEASE_S)
         if outgoing is None:
@@ -172,22 +212,26 @@ class _Outlet:
         try:
             file = self._checked(outgoing)
             receipt = self._scu.send(file)
+        except NotNowError as error:
+            pause_s = self._breaker.refused(outgoing.delivery_id, outgoing.attempts)
+            self._retry(outgoing, str(error), pause_s)
+            return True
         except DestinationUnavailableError as error:
-            self._retry(outgoing, str(error))
+            self._retry(outgoing, str(error), self._breaker.failed())
             return True
         except (IdentityError, CannotUnderstandError, OSError) as error:
             reason = f"not sent: {error}" if not isinstance(error, OSError) else "bytes are gone"
             self._give_up(outgoing, reason, None)
             return True
-        self._failures = 0
+        self._breaker.succeeded()
         elapsed_s = ledger.now() - started
         metrics.stage_seconds.labels(Stage.DELIVER, outgoing.model).observe(elapsed_s)
-        answer = dimse.answer_of(receipt.status, is_resend=outgoing.attempts > 1)
+        answer = dimse.answer_of(receipt.status, is_resend=outgoing.attempts + receipt.sends > 2)
         if not answer.is_delivered:
             comment = f"status 0x{receipt.status:04X}"
             self._give_up(outgoing, comment, receipt.status)
             return True
-        triaged = ledger.deliveries.sent(outgoing, receipt.status)
+        triaged = self._tell(lambda: ledger.deliveries.sent(outgoing, receipt.status))
         source = outgoing.source
         self._sent.add(source.study_instance_uid, outgoing.sop_class_uid, source.spool_key)
         if len(self._sent) >= NOTE_AFTER:
@@ -223,10 +267,10 @@ class _Outlet:
         identity.compare(identity.read_block(source), identity.read_block(file))
         return file
 
-    def _retry(self, outgoing: Outgoing, reason: str) -> None:
-        """Put one object back, and leave the destination alone for as long."""
-        pause_s = self._pause()
-        self._context.ledger.deliveries.retry_later(outgoing, pause_s, reason)
+    def _retry(self, outgoing: Outgoing, reason: str, pause_s: float) -> None:
+        """Put one object back for so long."""
+        deliveries = self._context.ledger.deliveries
+        self._tell(lambda: deliveries.retry_later(outgoing, pause_s, reason))
         self._context.metrics.deliveries.labels(self._name, "transient").inc()
         self._context.log.warning(
             Event.DELIVERY_RETRIED,
@@ -237,15 +281,9 @@ class _Outlet:
             delay_s=round(pause_s, 2),
         )
 
-    def _pause(self) -> float:
-        """Leave the destination alone for a while; gives how long."""
-        self._failures += 1
-        pause_s = delay_s(self._failures, self._rng)
-        self._open_again_at = self._context.ledger.now() + pause_s
-        return pause_s
-
     def _give_up(self, outgoing: Outgoing, reason: str, status: int | None) -> None:
-        self._context.ledger.deliveries.give_up(outgoing, reason, status)
+        deliveries = self._context.ledger.deliveries
+        self._tell(lambda: deliveries.give_up(outgoing, reason, status))
         self._context.metrics.deliveries.labels(self._name, "dead").inc()
         self._context.log.error(
             Event.DELIVERY_DEAD,
@@ -269,3 +307,19 @@ class _Outlet:
             latency_s=round(triaged.latency_s, 4),
             outcome="in time" if triaged.is_within_budget else "late",
         )
+
+
+def _end(outlets: Sequence[_Outlet], grace_s: float) -> None:
+    """Let outlets finish, then cut their connections; all within one grace time.
+
+    One that does not even end then is left to its deadlines, or to the end of the process. What it
+    holds is claimed: nobody else sends that before the lease is over.
+    """
+    start_s = time.monotonic()
+    for outlet in outlets:
+        outlet.ask_to_stop()
+    held = [o for o in outlets if not o.join(start_s + POLITE * grace_s - time.monotonic())]
+    for outlet in held:
+        outlet.hang_up()
+    for outlet in held:
+        outlet.join(start_s + grace_s - time.monotonic())

@@ -281,6 +281,7 @@ class Worker:
         if not is_ours:
             self._drop(job, results)
             return
+        self._forget_replaced(job, results)
         context.ledger.ring("sender")
         if outcome.owes_map:
             context.ledger.ring("worker")
@@ -319,6 +320,7 @@ class Worker:
         if not context.ledger.jobs.finish(job, results, reason, is_failure=True):
             self._drop(job, results)
             return
+        self._forget_replaced(job, results)
         context.ledger.ring("sender")
         context.metrics.studies.labels(job.route, type(error).__name__).inc()
         context.log.error(
@@ -434,6 +436,13 @@ class Worker:
         for result in results:
             self._context.spool.delete(result.spool_key)
         self._context.log.warning(Event.LEASE_LOST, job=job.job_id)
+
+    def _forget_replaced(self, job: Job, results: list[Result]) -> None:
+        """Delete the files that an earlier try of the job made for the same objects."""
+        for result in results:
+            replaced = job.earlier_files.get(result.sop_instance_uid)
+            if replaced:
+                self._context.spool.delete(replaced)
 
     def _observe(self, watch: _Watch, stage: Stage, elapsed_s: float) -> None:
         watch.spent_s[stage] = watch.spent_s.get(stage, 0.0) + elapsed_s

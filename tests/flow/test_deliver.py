@@ -92,7 +92,7 @@ def test_a_refused_kind_is_a_dead_letter_with_a_reason_and_the_others_go_on(
         for line in shown.stdout.splitlines()
     )
     assert command(site, "ledger", "requeue", number).returncode == 0
-    wait_until(lambda: _delivery(site, number)["attempts"] == 1, "tried again")
+    wait_until(lambda: _delivery(site, number)["attempts"] == 2, "tried again")
     wait_until(lambda: _delivery(site, number)["state"] == "dead", "refused again")
     assert command(site, "ledger", "skip", number).returncode == 0
     assert _delivery(site, number)["state"] == "skipped"

@@ -38,7 +38,7 @@ from tests.make.associations import (
     wait_until_all_have_ended,
 )
 
-SHORT = Timeouts(connect_s=2.0, associate_s=0.5, answer_s=0.5, stall_s=0.5, idle_s=30.0)
+SHORT = Timeouts(connect_s=2.0, associate_s=0.5, answer_s=0.5, stall_s=0.5)
 CT = [(CTImageStorage, ExplicitVRLittleEndian)]
 
 
@@ -107,14 +107,15 @@ def test_one_association_serves_many_objects_until_it_is_idle() -> None:
     door = Shelf()
     now = [0.0]
     with listening(door) as scp:
-        scu = StorageSCU("pacs", at(scp.ports[0]), CT, SHORT, clock=lambda: now[0])
+        place = at(scp.ports[0])
+        scu = StorageSCU("pacs", place, CT, SHORT, clock=lambda: now[0])
         scu.open()
         for _ in range(5):
             scu.send(a_file())
         assert door.transfers == 1
-        now[0] = SHORT.idle_s - 0.1
+        now[0] = place.keep_open_s - 0.1
         assert not scu.close_if_idle()
-        now[0] = SHORT.idle_s
+        now[0] = place.keep_open_s
         assert scu.close_if_idle()
         assert not scu.is_open
         door.wait("ends")
@@ -179,7 +180,7 @@ def test_a_refused_context_is_permanent_for_its_object_and_the_others_go_on() ->
         assert answer_of(receipt.status) is Answer.PERMANENT
         assert scu.send(a_file()).status == 0
         # one that was not even proposed costs a new association and is refused as well
-        assert scu.send(a_file(syntax="1.2.840.10008.1.2.5")).status == 0x0122
+        assert scu.send(a_file(syntax="1.2.840.10008.1.2.4.100")).status == 0x0122
         assert scu.send(a_file()).status == 0
         scu.close()
     assert len(door.arrivals) == 2

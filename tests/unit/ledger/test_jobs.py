@@ -228,6 +228,27 @@ def test_a_forced_retry_keeps_one_result_for_each_uid_and_sends_it_again(
     assert ledger.deliveries.sent(outgoing(ledger), 0) is None  # it was triaged once
 
 
+def test_a_claim_tells_which_files_an_earlier_try_made(ledger: Ledger) -> None:
+    job = a_job(ledger)
+    assert job.earlier_files == {}
+    made = a_result(job)
+    ledger.jobs.finish(job, [made])
+    ledger.jobs.retry(job.job_id)
+    assert claimed(ledger).earlier_files == {made.sop_instance_uid: made.spool_key}
+
+
+def test_a_retry_of_a_failed_job_amends_its_note(ledger: Ledger, tmp_path: Path) -> None:
+    job = a_job(ledger)
+    note = a_result(job, kind=ObjectKind.NOTE)
+    ledger.jobs.finish(job, [note], "no geometry", is_failure=True)
+    assert ledger.jobs.retry(job.job_id)
+    assert not ledger.jobs.retry(job.job_id)  # it is under way
+    again = claimed(ledger)
+    assert (again.purpose, again.generation) == ("amendment", 1)
+    assert [each.sop_instance_uid for each in again.predecessors] == [note.sop_instance_uid]
+    assert rows(tmp_path, "SELECT state FROM job") == [("failed",), ("running",)]
+
+
 def test_only_an_ended_job_is_retried(ledger: Ledger) -> None:
     job = a_job(ledger)
     assert not ledger.jobs.retry(job.job_id)

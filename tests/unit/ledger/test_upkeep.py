@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, event
 
 from dicom_xai.ledger import Disposition, Ledger
-from dicom_xai.study import Instance
+from dicom_xai.study import Instance, ObjectKind
 from tests.make.ledger import (
     LEASE_S,
     OVER,
@@ -36,6 +36,10 @@ def age(folder: Path) -> None:
     change(folder, "UPDATE result SET created_utc = '2020-01-01T00:00:00.000000+00:00'")
 
 
+def expired(ledger: Ledger, keep_failed_days: float = 100_000.0) -> list[str]:
+    return ledger.upkeep.expire(KEEP_DAYS, keep_failed_days).spool_keys
+
+
 # ------------------------------------------------------------------ retention
 
 
@@ -45,11 +49,11 @@ def test_a_delivered_study_leaves_the_spool_after_its_days_and_its_hashes_stay(
     job = a_job(ledger)
     ledger.jobs.finish(job, [a_result(job)])
     ledger.deliveries.sent(outgoing(ledger), 0)
-    assert ledger.upkeep.expire(KEEP_DAYS) == []
+    assert expired(ledger) == []
     age(tmp_path)
-    keys = ledger.upkeep.expire(KEEP_DAYS)
+    keys = expired(ledger)
     assert sorted(keys) == sorted([an_instance().spool_key, a_result(job).spool_key])
-    assert ledger.upkeep.expire(KEEP_DAYS) == []
+    assert expired(ledger) == []
     assert rows(tmp_path, "SELECT sha256 FROM instance") == [(an_instance().sha256,)]
     assert rows(tmp_path, "SELECT sha256 FROM result") == [(a_result(job).sha256,)]
     assert receive(ledger, an_instance()).value == "duplicate"
@@ -148,8 +152,31 @@ def test_nothing_is_forgotten_whose_unit(ledger: Ledger, tmp_path: Path, state: 
     assert callable(state)
     needed = state(ledger)
     age(tmp_path)
-    assert ledger.upkeep.expire(KEEP_DAYS) == []
+    assert expired(ledger) == []
     assert ledger.upkeep.is_known_key(needed.spool_key)
+
+
+@pytest.mark.parametrize("state", [is_held, failed], ids=["held", "failed"])
+def test_a_unit_without_an_answer_stays_longer_and_its_end_is_counted(
+    ledger: Ledger, tmp_path: Path, state: object
+) -> None:
+    assert callable(state)
+    key = state(ledger).spool_key
+    age(tmp_path)
+    assert expired(ledger) == []
+    gone = ledger.upkeep.expire(KEEP_DAYS, 30.0)
+    assert (gone.spool_keys, gone.unanswered_units) == ([key], 1)
+    assert ledger.upkeep.expire(KEEP_DAYS, 30.0).unanswered_units == 0
+
+
+def test_a_failed_unit_stays_for_ever_while_its_note_is_not_delivered(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    job = a_job(ledger)
+    ledger.jobs.finish(job, [a_result(job, kind=ObjectKind.NOTE)], "reason", is_failure=True)
+    ledger.deliveries.give_up(outgoing(ledger), "refused")
+    age(tmp_path)
+    assert expired(ledger, 30.0) == []
 
 
 def test_a_skipped_dead_letter_holds_nothing_back(ledger: Ledger, tmp_path: Path) -> None:
@@ -158,7 +185,7 @@ def test_a_skipped_dead_letter_holds_nothing_back(ledger: Ledger, tmp_path: Path
     ledger.deliveries.give_up(dead, "refused")
     ledger.deliveries.skip(dead.delivery_id)
     age(tmp_path)
-    assert len(ledger.upkeep.expire(KEEP_DAYS)) == 2
+    assert len(expired(ledger)) == 2
 
 
 @pytest.mark.parametrize(
@@ -168,9 +195,9 @@ def test_what_no_route_wanted_is_kept_for_its_days_only(
     ledger: Ledger, tmp_path: Path, disposition: Disposition
 ) -> None:
     receive(ledger, an_instance(), disposition=disposition)
-    assert ledger.upkeep.expire(KEEP_DAYS) == []
+    assert expired(ledger) == []
     age(tmp_path)
-    assert ledger.upkeep.expire(KEEP_DAYS) == [an_instance().spool_key]
+    assert expired(ledger) == [an_instance().spool_key]
 
 
 def test_a_key_is_known_while_an_instance_or_a_result_owns_it(
@@ -183,7 +210,7 @@ def test_a_key_is_known_while_an_instance_or_a_result_owns_it(
     assert not ledger.upkeep.is_known_key("0" * 32)
     ledger.deliveries.sent(outgoing(ledger), 0)
     age(tmp_path)
-    for key in ledger.upkeep.expire(KEEP_DAYS):
+    for key in expired(ledger):
         assert not ledger.upkeep.is_known_key(key)
 
 
@@ -294,7 +321,7 @@ def a_day(ledger: Ledger) -> None:
     upkeep.next_deadline_at()
     upkeep.depths()
     upkeep.release_dead()
-    upkeep.expire(0.0)
+    upkeep.expire(0.0, 0.0)
     upkeep.is_known_key("0" * 32)
 
 
