@@ -31,6 +31,7 @@ from pydicom import uid
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_preamble
 from pynetdicom import AE
+from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from ssl import SSLContext
 
     from pynetdicom.association import Association
+    from pynetdicom.pdu_primitives import P_DATA
     from pynetdicom.transport import T_CONNECT, AddressInformation
 
     from dicom_xai.config import Destination
@@ -175,9 +177,12 @@ class _Socket(AssociationSocket):  # type: ignore[misc]
 class _Requestor(AE):  # type: ignore[misc]
     """An AE whose associations have our connections and never keep the process alive."""
 
-    def __init__(self, ae_title: str, stall_s: float) -> None:
+    def __init__(
+        self, ae_title: str, stall_s: float, connecting: Callable[[_Socket], None]
+    ) -> None:
         super().__init__(ae_title)
         self._stall_s = stall_s
+        self._connecting = connecting
 
     def _create_socket(
         self,
@@ -186,7 +191,24 @@ class _Requestor(AE):  # type: ignore[misc]
         tls_args: tuple[SSLContext, str] | None,
     ) -> _Socket:
         assoc.dul.daemon = True
-        return _Socket(assoc, address, self._stall_s, tls_args)
+        assoc.dimse = _Messages(assoc)
+        made = _Socket(assoc, address, self._stall_s, tls_args)
+        self._connecting(made)
+        return made
+
+
+class _Messages(DIMSEServiceProvider):  # type: ignore[misc]
+    """pynetdicom's messages, but one that it cannot read does not end the reader thread."""
+
+    is_nonsense = False  #: something came that is no message
+
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        """Collect a fragment; the last one gives a message."""
+        try:
+            super().receive_primitive(primitive)
+        except Exception:  # noqa: BLE001  # whatever a library makes of a peer's random bytes
+            self.is_nonsense = True
+            self.msg_queue.put((None, None))
 
 
 class _LostError(Exception):
@@ -234,6 +256,7 @@ class StorageSCU:
         self.credentials = None if files is None else Credentials(name, files, rotated)
         self._association: Association | None = None
         self._socket: socket.socket | None = None
+        self._wire: _Socket | None = None  #: of the newest association, from before it stands
         self._accepted: dict[Context, int] = {}
         self._message_id = 0
         self._used_s = clock()
@@ -343,10 +366,13 @@ class StorageSCU:
     def hang_up(self) -> None:
         """Cut the connection under a send of another thread, which then ends; for good."""
         self._is_hung_up = True
-        sock = self._socket
-        if sock is not None:
+        wire = self._wire
+        if wire is not None and wire.socket is not None:
             with suppress(OSError):  # closed meanwhile
-                sock.shutdown(socket.SHUT_RDWR)
+                wire.socket.shutdown(socket.SHUT_RDWR)
+
+    def _note_wire(self, wire: _Socket) -> None:
+        self._wire = wire
 
     # -------------------------------------------------------------- association
 
@@ -363,7 +389,7 @@ class StorageSCU:
         if self._is_hung_up:
             raise self._unavailable("was hung up on: the sender stops")
         limits = self._timeouts
-        ae = _Requestor(self._destination.calling_ae_title, limits.stall_s)
+        ae = _Requestor(self._destination.calling_ae_title, limits.stall_s, self._note_wire)
         ae.implementation_class_uid = uids.IMPLEMENTATION_CLASS_UID
         ae.implementation_version_name = uids.IMPLEMENTATION_VERSION_NAME
         ae.connection_timeout = limits.connect_s
@@ -480,6 +506,9 @@ class StorageSCU:
         finally:
             association._reactor_checkpoint.set()
         if response is None:
+            if association.dimse.is_nonsense:
+                self._drop()
+                raise self._unavailable("answered a C-STORE with bytes that are no message")
             if association.acse.is_aborted() or not association.dul.is_alive():
                 raise _LostError
             self._drop()
@@ -510,7 +539,8 @@ class StorageSCU:
         The state machine misses nothing: sending data leaves it where it is (PS3.8 9.2.2, DT-1).
         """
         sock = self._socket
-        assert sock is not None
+        if sock is None:
+            raise ConnectionAbortedError  # aborted as soon as it was accepted
         for batch in batches:
             left = memoryview(batch)
             while left:

@@ -106,7 +106,7 @@ class Supervisor:
         self._revision = config.digest
         self.log.info(Event.CONFIG_LOADED, config=config.digest[:12], count=len(lint))
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._stopping.set())
+            signal.signal(number, lambda *_: self._asked_to_stop())
         signal.signal(signal.SIGHUP, lambda *_: self._reload.set())
         folder = Path(tempfile.mkdtemp(prefix="dicom-xai-"))
         context = open_context(config, "supervisor", Registry(), self.log)
@@ -128,6 +128,15 @@ class Supervisor:
             context.ledger.close()
             shutil.rmtree(folder, ignore_errors=True)
         return 0
+
+    def _asked_to_stop(self) -> None:
+        """Stop; asked twice, stop whatever hangs, and now."""
+        if self._stopping.is_set():
+            for child in self._children:
+                if child.process is not None:
+                    child.process.kill()
+            os._exit(1)
+        self._stopping.set()
 
     # -------------------------------------------------------------- health
 
