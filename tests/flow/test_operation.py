@@ -185,7 +185,7 @@ def test_a_retry_under_a_newer_model_amends_and_leaves_the_first_answer_alone(
 def test_sigterm_ends_everything_with_status_0_and_frees_the_ports(service: Service) -> None:
     site, running, _ = service
     family = running.family()
-    assert len(family) == 4
+    assert len(family) >= 4  # the worker has decoding processes too
     assert running.stop() == 0
     assert not any(process.is_running() for process in family)
     for port in (site.port, site.stat_port, site.http_port):

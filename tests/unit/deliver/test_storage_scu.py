@@ -87,7 +87,7 @@ def test_the_data_set_arrives_as_it_lies_in_the_file(syntax: str, rows: int) -> 
         receipt = scu.send(a_file(ds, syntax))
         scu.close()
     assert receipt == Receipt("pacs", str(ds.SOPInstanceUID), 0, "")
-    assert door.arrivals[0].file[1] == encoded(ds, syntax)
+    assert door.data_sets[0] == encoded(ds, syntax)
     assert door.arrivals[0].transfer_syntax_uid == syntax
 
 
