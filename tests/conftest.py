@@ -23,6 +23,7 @@ PEER_TOOLS = {
     "storescp": "Debian package dcmtk",
     "echoscu": "Debian package dcmtk",
     "dcmdump": "Debian package dcmtk",
+    "gdcmconv": "Debian package libgdcm-tools",
     "Orthanc": "Debian package orthanc",
     "promtool": "Debian package prometheus",
     "strace": "Debian package strace",

@@ -41,13 +41,21 @@ def dcmtk(*words: object, timeout_s: float = 120.0) -> subprocess.CompletedProce
 
 
 def storescu(
-    port: int, files: Sequence[Path], *options: str, called: str = ROUTINE
+    port: int,
+    files: Sequence[Path],
+    *options: str,
+    called: str = ROUTINE,
+    required: bool = True,
 ) -> dict[Path, str]:
     """Send files over one association, whatever the answers; gives DCMTK's word for each.
 
-    Only what the files need is proposed: its usual list lacks Segmentation.
+    Only what the files need is proposed, because its usual list lacks Segmentation; unless
+    `options` name a profile, beside which that cannot be asked for.
     """
-    done = dcmtk("storescu", "-v", "-nh", "-R", *options, "-aec", called, "127.0.0.1", port, *files)
+    needed = ["-R"] if required else []
+    done = dcmtk(
+        "storescu", "-v", "-nh", *needed, *options, "-aec", called, "127.0.0.1", port, *files
+    )
     answers: dict[Path, str] = {}
     path = Path()
     for line in done.stderr.splitlines():
