@@ -44,5 +44,5 @@ def to_frames(instance: Instance, decoded: Decoded, device: torch.device) -> tup
 
 
 def _on(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    # an array over received bytes is read-only, about which torch warns: a tensor cannot be
+    # what another process handed over may be read-only, about which torch warns: tensors cannot be
     return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)

@@ -8,6 +8,7 @@ that names it, never a guess. Torch stays out: this half also runs in processes 
 
 from __future__ import annotations
 
+import copyreg
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset, read_preamble
+from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag
 from pydicom.uid import (
     UID,
@@ -109,6 +111,18 @@ class Decoded:
     stored: np.ndarray
     valid: np.ndarray | None
     modality: tuple[Rescale | lut.LookupTable, ...]
+
+
+def _values(values: list[object]) -> MultiValue:
+    return MultiValue(_itself, values)
+
+
+def _itself(value: object) -> object:
+    return value
+
+
+# the values of a LUT descriptor that was looked at hold a function that pickle cannot name
+copyreg.pickle(MultiValue, lambda several: (_values, (list(several),)))
 
 
 def decode(data: bytes, *, limit_bytes: int = DECODED_BYTES_LIMIT) -> Decoded:

@@ -145,6 +145,13 @@ def test_what_a_decoding_process_hands_over_pickles_as_cheaply_as_its_pixels() -
     assert again.modality == made.modality == (Rescale(1.0, -1024.0),)
 
 
+@pytest.mark.parametrize("name", ["gdcm-US-ALOKA-16.dcm", "mlut_18.dcm", "RG1_UNCR.dcm"])
+def test_a_header_that_was_looked_at_pickles_with_its_values(name: str) -> None:
+    made = decode(real_file(name))
+    assert str(made.header)  # every value converted
+    assert pickle.loads(pickle.dumps(made, protocol=5)).header == made.header
+
+
 def test_bits_above_the_stored_ones_are_dropped_and_the_sign_is_extended() -> None:
     cells = np.array([[0x0FFF, 0xF7FF, 0x0800, 0x0001]], dtype=np.uint16)
     data = a_file(cells, BitsStored=12, HighBit=11, PixelRepresentation=1)
