@@ -13,11 +13,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import compiler, explain, receive, triage, volumes
+from tests.bench import compiler, decode, explain, receive, triage, volumes
 
 PARTS = {
     "explain": explain.run,
     "compiler": compiler.run,
+    "decode": decode.run,
     "receive": receive.run,
     "volumes": volumes.run,
     "triage": triage.run,
