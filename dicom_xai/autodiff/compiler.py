@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from ..errors import ConfigError
 from .check import check_untouched
-from .emit import Graph, Tensor
+from .emit import Graph, Tensor, is_float
 from .layers import (
     explained_scores,
     image_input,
@@ -31,7 +31,7 @@ from .methods import (
 from .methods.question import Question
 from .select import ByTarget, Chosen, Scores, Selection
 
-COMPILER_VERSION = "4"
+COMPILER_VERSION = "5"
 """Changes whenever a compiled file could; part of the key under which compiled files are kept."""
 
 ATTRIBUTION = "attribution"
@@ -53,6 +53,9 @@ class Report:
         Its shape, None for sizes that the model leaves free.
     backward : tuple of str
         Names of the nodes that were added.
+    on_device : tuple of str
+        Those among them that hold real numbers or compare them, which a device has to take. The
+        others work out shapes, which ONNX Runtime does on the CPU whatever the device.
     equals : tuple of str
         Methods that give the same map on this model, up to a positive factor: no independent
         evidence.
@@ -65,6 +68,7 @@ class Report:
     layer: str
     layer_shape: tuple[int | None, ...]
     backward: tuple[str, ...]
+    on_device: tuple[str, ...]
     equals: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -160,6 +164,7 @@ def compile(
         layer=looked_at.name,
         layer_shape=looked_at.shape,
         backward=tuple(node.name for node in added),
+        on_device=tuple(node.name for node in added if touches_reals(graph, node)),
         equals=equal_methods(graph, way, scores, picture, is_linear=is_linear),
         warnings=(
             *way.warnings,
@@ -218,6 +223,13 @@ def assemble(
     for name, tensor in ends.items():
         compiled.graph.output.append(described(graph, name, tensor, picture))
     return compiled, added
+
+
+def touches_reals(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether a node takes or gives real numbers, other than to read their shape."""
+    names = [name for name in (*node.input, *node.output) if name and graph.facts.has(name)]
+    is_real = any(is_float(graph.facts.dtype(name)) for name in names)
+    return is_real and node.op_type not in ("Shape", "Size")
 
 
 def described(graph: Graph, name: str, tensor: Tensor, picture: Tensor) -> onnx.ValueInfoProto:

@@ -190,9 +190,31 @@ class Tensor:
             1 if graph.agrees(self, axis - other.rank, other, axis - other.rank) else size
             for axis, size in enumerate(other.shape)
         ]
-        if None in sizes:
+        if None not in sizes:
+            return self.expand(sizes)
+        if self.dtype != other.dtype:
             return graph.op("Expand", self, graph.op("Shape", other))
-        return graph.op("Expand", self, graph.ints([size for size in sizes if size is not None]))
+        return self.expand(sizes) + other.zero_along_free(sizes)
+
+    def expand(self, sizes: Sequence[int | None]) -> Tensor:
+        """Repeated along axes of size 1; an axis whose wanted size is free stays as it is."""
+        return self.graph.op("Expand", self, self.graph.ints([size or 1 for size in sizes]))
+
+    def zero_along_free(self, sizes: Sequence[int | None]) -> Tensor:
+        """0, along the axes whose wanted size is free as long as this tensor and of size 1 else.
+
+        Without reading the shape: that would start a chain of small integers which ONNX Runtime
+        works out on the CPU, whatever the device.
+        """
+        graph, zero = self.graph, self.graph.scalar(0, self.dtype)
+        fixed = [axis for axis, size in enumerate(sizes) if size is not None]
+        if len(fixed) == len(sizes):
+            return zero
+        first = self
+        if fixed:
+            ones = graph.ints([1] * len(fixed))
+            first = graph.op("Slice", self, graph.ints([0] * len(fixed)), ones, graph.ints(fixed))
+        return graph.where(first.equals(first), zero, zero)
 
     def unsqueeze(self, *axes: int) -> Tensor:
         """New axes of size 1 at `axes` of the result."""

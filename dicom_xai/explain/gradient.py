@@ -22,7 +22,7 @@ class ExplainedGraph:
     data: bytes  #: a serialised ONNX model
     method: str
     layer: str
-    added_nodes: tuple[str, ...]
+    added_nodes: tuple[str, ...]  #: those that hold real numbers: a device has to take them
     equals: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -67,7 +67,7 @@ class CompiledExplainer:
             data=compiled.model.SerializeToString(),
             method=report.method,
             layer=report.layer,
-            added_nodes=report.backward,
+            added_nodes=report.on_device,
             equals=report.equals,
             warnings=report.warnings,
         )

@@ -104,6 +104,8 @@ class Session:
     device : Device
     threads : int
         Of the CPU provider within one node; 0 lets ONNX Runtime choose.
+    tf32 : bool
+        Whether a GPU may round the factors of products to 10 bits (the provider's `use_tf32`).
 
     Raises
     ------
@@ -111,14 +113,16 @@ class Session:
         The graph does not load, or the device was not taken.
     """
 
-    def __init__(self, model: bytes, device: Device, threads: int = 0) -> None:
+    def __init__(
+        self, model: bytes, device: Device, threads: int = 0, *, tf32: bool = True
+    ) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
             self._session = ort.InferenceSession(
-                model, sess_options=options, providers=_providers(device)
+                model, sess_options=options, providers=_providers(device, tf32=tf32)
             )
         except (*_ORT_ERRORS, ValueError) as error:
             raise ConfigError(f"ONNX Runtime refuses the graph on {device.name}") from error
@@ -213,9 +217,13 @@ class Session:
         return taken
 
 
-def _providers(device: Device) -> list[object]:
+def _providers(device: Device, *, tf32: bool) -> list[object]:
     if device.kind == "cpu":
         return [CPU_PROVIDER]
     # heuristic search: the exhaustive one tunes anew for each batch size
-    cuda = {"device_id": device.index, "cudnn_conv_algo_search": "HEURISTIC"}
+    cuda = {
+        "device_id": str(device.index),
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "use_tf32": str(int(tf32)),
+    }
     return [(CUDA_PROVIDER, cuda), CPU_PROVIDER]

@@ -70,7 +70,7 @@ def test_every_method_gives_the_cpus_map_and_stays_on_the_device(
         seen += 1
         _, wanted = on(CPU, compiled.model, x)
         session, found = on(CUDA, compiled.model, x)
-        taken = session.nodes_by_provider(compiled.report.backward)
+        taken = session.nodes_by_provider(compiled.report.on_device)
         if taken.get(CPU_PROVIDER) or not taken.get(CUDA_PROVIDER):
             wrong.append(f"{method}: the added nodes are on {taken}")
         scores = (found["scores"] - wanted["scores"]).abs().max() / wanted["scores"].abs().max()

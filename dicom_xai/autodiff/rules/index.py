@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 
 from ..call import Call, Cotangents, Rules
 from ..emit import Tensor
-from .layout import place
+from .layout import place, zeros
 
 SCATTER_ADD_OPSET = 16
 """ScatterElements and ScatterND can add from here on."""
@@ -56,7 +56,7 @@ def along(g: Tensor, axis: int, matrix: Tensor) -> Tensor:
 
 def zeros_like(x: Tensor, dtype: int) -> Tensor:
     """Zeros of x's shape."""
-    return x.graph.scalar(0, dtype).expand_like(x)
+    return zeros(x, {}).cast(dtype)
 
 
 def scatter_add(n: Call, op_type: str, index: Tensor, g: Tensor, **attributes: int) -> Tensor:

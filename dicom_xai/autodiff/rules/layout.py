@@ -98,17 +98,8 @@ def merged(x: Tensor, axis: int) -> Tensor:
 
 def zeros(like: Tensor, sizes: dict[int, int]) -> Tensor:
     """Zeros shaped as `like`, but for the given sizes of some axes."""
-    graph = like.graph
     shape = [sizes.get(axis, size) for axis, size in enumerate(like.shape)]
-    zero = graph.scalar(0, like.dtype)
-    if None not in shape:
-        return graph.op("Expand", zero, graph.ints([size for size in shape if size is not None]))
-    real = graph.op("Shape", like)
-    parts = [
-        real.slice(0, axis, axis + 1) if size is None else graph.ints([size])
-        for axis, size in enumerate(shape)
-    ]
-    return graph.op("Expand", zero, graph.concat(parts, 0))
+    return like.zero_along_free(shape).expand(shape)
 
 
 def depth_to_space(n: Call, g: Tensor) -> Cotangents:

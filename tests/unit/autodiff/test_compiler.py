@@ -266,6 +266,15 @@ def test_a_batch_norm_before_an_activation_costs_the_backward_no_pass_of_its_own
     assert [masks.isdisjoint(node.input) for node in products].count(True) == 1
 
 
+@pytest.mark.parametrize("make", [ResNet, ViT])
+@pytest.mark.parametrize("method", ["grad-cam", "saliency"])
+def test_no_new_node_reads_a_shape_that_would_be_worked_out_on_the_cpu(
+    method: str, make: type[torch.nn.Module]
+) -> None:
+    compiled = compile(exported(seeded(make()), image(2, 1, 32, 32), "torchscript", 17), method)
+    assert new_operators(compiled).isdisjoint({"Shape", "Size"})
+
+
 @pytest.mark.parametrize(("exporter", "opset"), [("torchscript", 13), ("dynamo", 20)])
 def test_behind_the_last_attention_only_the_class_token_is_differentiated(
     exporter: str, opset: int
