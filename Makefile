@@ -15,7 +15,7 @@ FOR_TESTING := $(VENV)/.installed-for-testing
 JUDGES := zennit grad-cam
 
 .DELETE_ON_ERROR:
-.PHONY: help demo run check test lint bench models clean
+.PHONY: help demo run check test lint bench models lock sbom promises clean
 
 help:
 	@echo 'make demo    service, stand-in PACS and phantom studies; shows what came back'
@@ -25,6 +25,9 @@ help:
 	@echo "             in a hurry: make test TESTS='-m \"not slow\"'"
 	@echo 'make bench   latency and throughput, side by side with peers'
 	@echo 'make models  train the bundled demonstration models again'
+	@echo 'make sbom    the bill of materials, dicom-xai.cdx.json (CycloneDX)'
+	@echo 'make lock    requirements-cpu.lock and -gpu.lock, by constraints.txt'
+	@echo 'make promises  which tests prove which promise: deploy/promises.md'
 	@echo 'make clean   remove all that make made; state in var/ stays'
 
 demo: $(FOR_RUNNING)
@@ -38,6 +41,7 @@ check: $(FOR_RUNNING)
 
 test: lint
 	$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m tests.make.promises --missing
 
 lint: $(FOR_TESTING)
 	$(BIN)/ruff check .
@@ -51,8 +55,28 @@ bench: $(FOR_TESTING)
 models: $(FOR_TESTING)
 	$(BIN)/python -m dicom_xai.demo.train
 
+sbom: $(FOR_TESTING)
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type application \
+	    --spec-version 1.6 --output-reproducible -o $(VENV)/installed.cdx.json $(BIN)/python
+	$(BIN)/python -m tests.make.sbom $(VENV)/installed.cdx.json dicom-xai.cdx.json
+
+# For every platform, from the public index; torch apart, see the head of a lock.
+lock: requirements-cpu.lock requirements-gpu.lock
+
+requirements-%.lock: pyproject.toml constraints.txt tests/make/lock.py | $(BIN)/python
+	test -x $(VENV)/lock/bin/pip-compile \
+	    || { $(BIN)/python -m venv $(VENV)/lock && $(VENV)/lock/bin/pip install --quiet pip-tools==7.6.2; }
+	$(VENV)/lock/bin/pip-compile --quiet --generate-hashes --extra $* -c constraints.txt \
+	    --extra-index-url https://download.pytorch.org/whl/cpu \
+	    --unsafe-package torch --strip-extras --no-emit-index-url --no-emit-find-links --no-header \
+	    --annotation-style line -o $@ pyproject.toml
+	$(BIN)/python -m tests.make.lock $@ $*
+
+promises: $(FOR_TESTING)
+	$(BIN)/python -m tests.make.promises
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-output
+	rm -rf $(VENV) build dist *.egg-info demo-output dicom-xai.cdx.json
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find dicom_xai tests -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -104,6 +104,7 @@ def ward(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[War
     site.pacs.stop()
 
 
+@pytest.mark.promise("D2")
 @pytest.mark.peers("strace")
 @pytest.mark.parametrize(
     ("calls", "when"),
@@ -125,6 +126,8 @@ def test_receiver_killed(ward: Ward, tmp_path: Path, calls: str, when: int) -> N
     ward.check()
 
 
+@pytest.mark.promise("D2")
+@pytest.mark.promise("G3")
 @pytest.mark.peers("strace")
 @pytest.mark.parametrize(
     ("calls", "when"),
@@ -141,6 +144,8 @@ def test_worker_killed(ward: Ward, tmp_path: Path, calls: str, when: int) -> Non
     ward.check()
 
 
+@pytest.mark.promise("D2")
+@pytest.mark.promise("D3")
 @pytest.mark.peers("strace")
 @pytest.mark.parametrize(
     ("calls", "when"),
@@ -161,6 +166,7 @@ def test_sender_killed(ward: Ward, tmp_path: Path, calls: str, when: int) -> Non
     assert resent == (1 if calls == "fdatasync" and when in (2, 4) else 0)
 
 
+@pytest.mark.promise("D2")
 def test_supervisor_killed_takes_its_roles_along_and_a_new_one_recovers(
     new_site: Callable[..., Site],
 ) -> None:
@@ -201,6 +207,8 @@ def test_supervisor_killed_takes_its_roles_along_and_a_new_one_recovers(
         second.stop()
 
 
+@pytest.mark.promise("D2")
+@pytest.mark.promise("D3")
 def test_roles_killed_at_random_moments_lose_nothing(new_site: Callable[..., Site]) -> None:
     site = new_site()
     site.pacs.start()

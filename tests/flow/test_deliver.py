@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dicom_xai.demo.phantom import Phantom
 from dicom_xai.demo.site import Site
 from tests.flow.conftest import Hospital
@@ -18,6 +20,8 @@ from tests.make.command import command
 from tests.make.studies import a_radiograph, study_of
 
 
+@pytest.mark.promise("P1")
+@pytest.mark.promise("P5")
 def test_a_dead_destination_keeps_nobody_waiting_and_loses_nothing(hospital: Hospital) -> None:
     site, flaky = hospital.site, hospital.flaky
     studies = [a_radiograph() for _ in range(3)]
@@ -70,6 +74,7 @@ def test_a_budget_is_exceeded_when_its_deadline_passes_not_when_a_pacs_comes_bac
     assert metric(site, "dicom_xai_budget_exceeded_total", route="one-flaky") == counted + 1
 
 
+@pytest.mark.promise("P3")
 def test_a_refused_kind_is_a_dead_letter_with_a_reason_and_the_others_go_on(
     hospital: Hospital,
 ) -> None:

@@ -15,6 +15,7 @@ from tests.make.books import answers, jobs_of, metric, wait_for_jobs
 from tests.make.studies import a_head, a_radiograph, changed, header_of, study_of
 
 
+@pytest.mark.promise("C2")
 def test_two_patients_in_one_series_get_no_result_but_a_note(site: Site) -> None:
     phantom = a_head(6)
     mixed = [
@@ -37,6 +38,7 @@ def test_two_patients_in_one_series_get_no_result_but_a_note(site: Site) -> None
     assert "PHANTOM" not in str(job["note"])
 
 
+@pytest.mark.promise("C2")
 def test_a_patient_under_another_patients_study_is_no_amendment_of_the_first(site: Site) -> None:
     phantom = a_head(4)
     site.send(phantom.files[:3])
@@ -51,6 +53,7 @@ def test_a_patient_under_another_patients_study_is_no_amendment_of_the_first(sit
     identity.compare(identity.read_block(phantom.files[0]), identity.read_block(note.file))
 
 
+@pytest.mark.promise("C4")
 @pytest.mark.parametrize(
     "defect",
     [

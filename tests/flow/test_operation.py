@@ -81,6 +81,7 @@ def test_a_dead_pacs_does_not_make_the_service_unready(service: Service) -> None
     assert len(answers(site.pacs, study_of(phantom))) == 2
 
 
+@pytest.mark.promise("K1")
 @pytest.mark.parametrize(
     "broken",
     [
@@ -110,6 +111,7 @@ def test_a_bad_config_is_refused_and_the_old_one_goes_on(service: Service, broke
         routes.write_text(good)
 
 
+@pytest.mark.promise("G5")
 def test_a_model_that_does_not_fit_its_card_is_refused_and_the_old_one_goes_on(
     service: Service,
 ) -> None:
@@ -134,6 +136,7 @@ def test_a_model_that_does_not_fit_its_card_is_refused_and_the_old_one_goes_on(
     _reload(site, running)
 
 
+@pytest.mark.promise("K2")
 def test_a_study_keeps_the_config_it_started_with_and_the_next_one_has_the_new(
     service: Service,
 ) -> None:
@@ -182,6 +185,7 @@ def test_a_retry_under_a_newer_model_amends_and_leaves_the_first_answer_alone(
     ]
 
 
+@pytest.mark.promise("N9")
 def test_sigterm_ends_everything_with_status_0_and_frees_the_ports(service: Service) -> None:
     site, running, _ = service
     family = running.family()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
 from pydicom.uid import SegmentationStorage
 
 from dicom_xai.demo.phantom import fresh_uid
@@ -30,6 +31,8 @@ _SECRETS = re.compile(
 )
 
 
+@pytest.mark.promise("C1")
+@pytest.mark.promise("K5")
 def test_nothing_that_names_a_patient_is_logged_counted_printed_or_kept_in_the_ledger(
     site: Site,
 ) -> None:

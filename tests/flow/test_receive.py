@@ -45,6 +45,7 @@ def test_the_same_bytes_again_are_stored_once_and_make_no_new_job(site: Site) ->
     assert _unknown_files(site) == unknown
 
 
+@pytest.mark.promise("D3")
 def test_a_forced_retry_sends_the_same_bytes_under_the_same_uids(site: Site) -> None:
     phantom = a_radiograph()
     site.send(phantom.files)
@@ -93,6 +94,7 @@ def test_a_forced_retry_after_the_deadline_is_not_late_once_more(hospital: Hospi
     assert metric(site, "dicom_xai_budget_exceeded_total", route="one-flaky") == counted
 
 
+@pytest.mark.promise("D8")
 def test_other_content_under_a_known_uid_is_refused_and_kept_apart(site: Site) -> None:
     phantom = a_radiograph()
     site.send(phantom.files)
@@ -160,6 +162,7 @@ def test_an_image_that_no_route_wants_is_taken_and_the_ledger_says_why(site: Sit
     assert jobs_of(site, study_of(phantom)) == []
 
 
+@pytest.mark.promise("D6")
 @pytest.mark.parametrize("missing", [1, 1000, 100_000])
 def test_a_truncated_data_set_is_never_acknowledged(site: Site, missing: int) -> None:
     phantom = a_radiograph()
@@ -171,6 +174,7 @@ def test_a_truncated_data_set_is_never_acknowledged(site: Site, missing: int) ->
     wait_for_jobs(site, study_of(phantom))
 
 
+@pytest.mark.promise("D5")
 def test_without_room_nothing_is_taken_until_a_reload_makes_some(
     new_site: Callable[..., Site],
 ) -> None:

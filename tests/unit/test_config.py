@@ -136,6 +136,7 @@ def test_a_route_goes_through_the_ledger_unchanged() -> None:
 # ------------------------------------------------------------------ every scalar is text
 
 
+@pytest.mark.promise("K3")
 @pytest.mark.parametrize(
     "word",
     [
@@ -283,6 +284,7 @@ BAD = [
 ]  # fmt: skip
 
 
+@pytest.mark.promise("K1")
 @pytest.mark.parametrize(("name", "old", "new", "part"), BAD, ids=[f"{c[2][:40]}" for c in BAD])
 def test_a_problem_is_reported_where_it_is(
     folder: Folder, name: str, old: str, new: str, part: str
@@ -467,6 +469,7 @@ def bomb(levels: int = 9, width: int = 9) -> str:
     return "\n".join(lines) + "\n"
 
 
+@pytest.mark.promise("K3")
 @pytest.mark.parametrize(
     ("text", "part"),
     [

@@ -28,6 +28,7 @@ def test_each_refusal_has_its_status(error: errors.RefusedError, status: int) ->
     assert status_of(error) == status
 
 
+@pytest.mark.promise("P3")
 @pytest.mark.parametrize(
     ("status", "answer"),
     [

@@ -244,6 +244,7 @@ def test_two_objects_without_identifier_are_not_the_same_patient():
     assert not identity.same_patient(nobody, nobody)
 
 
+@pytest.mark.promise("C2")
 @pytest.mark.parametrize(
     ("keyword", "found"),
     [

@@ -50,6 +50,7 @@ def test_files_and_folders_are_for_their_owner_only(spool: Spool, tmp_path: Path
         assert folder.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.promise("C1")
 @pytest.mark.parametrize(
     "key",
     [
@@ -88,6 +89,7 @@ def test_eight_threads_put_and_read_back_what_is_theirs(spool: Spool, tmp_path: 
 # ------------------------------------------------------------------ no room
 
 
+@pytest.mark.promise("D5")
 def test_an_object_that_would_leave_too_little_is_refused_before_it_is_written(
     tmp_path: Path,
 ) -> None:
@@ -189,6 +191,7 @@ def steps(calls: list[str]) -> list[str]:
     return [word for call in calls for pattern, word in words if re.match(pattern, call)]
 
 
+@pytest.mark.promise("D1")
 @pytest.mark.peers("strace")
 def test_data_name_and_folder_are_synced_in_this_order_before_put_returns(tmp_path: Path) -> None:
     assert steps(traced(tmp_path)) == [
@@ -219,6 +222,7 @@ def fault(tmp_path: Path, what: str) -> str:
     return f"inject=fsync:error=EIO:when={before + {'file': 1, 'folder': 2}[what]}"
 
 
+@pytest.mark.promise("D4")
 @pytest.mark.peers("strace")
 @pytest.mark.parametrize("what", ["file", "folder"])
 def test_after_a_failed_sync_nothing_is_stored_and_nothing_more_is_taken(
@@ -235,6 +239,7 @@ def test_after_a_failed_sync_nothing_is_stored_and_nothing_more_is_taken(
     assert all("spool-broken False" in call for call in calls if '"refused' in call)
 
 
+@pytest.mark.promise("D2")
 @pytest.mark.peers("strace")
 @pytest.mark.parametrize("call", ["write", "rename", "fsync"])
 def test_a_process_killed_in_the_middle_leaves_no_half_file_under_a_key(
@@ -272,6 +277,7 @@ def leave_temp(folder: Path, boot: str, process: str) -> Path:
     return path
 
 
+@pytest.mark.promise("D9")
 def test_what_dead_processes_left_is_swept_and_nothing_else(spool: Spool, tmp_path: Path) -> None:
     folder = tmp_path / "spool"
     boot = processes.boot_id()

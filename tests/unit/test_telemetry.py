@@ -102,6 +102,7 @@ def test_every_metric_is_ours_and_named_after_noun_and_unit(registry: CollectorR
     assert promised <= names
 
 
+@pytest.mark.promise("K5")
 def test_no_label_can_hold_what_a_sender_says(registry: CollectorRegistry) -> None:
     metrics = vars(Metrics(CollectorRegistry())).values()
     labels = {label for metric in metrics for label in getattr(metric, "_labelnames", ())}
@@ -179,6 +180,7 @@ def test_a_line_is_one_json_object_with_event_level_and_time() -> None:
     assert str(first["timestamp"]).endswith("Z")
 
 
+@pytest.mark.promise("C1")
 def test_a_value_cannot_break_out_of_its_line() -> None:
     stream = io.StringIO()
     Log(stream).info(Event.JOB_DONE, reason="a\n{")

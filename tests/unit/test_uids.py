@@ -36,6 +36,7 @@ def test_other_inputs_give_another_uid(one: tuple[str, ...], other: tuple[str, .
     assert uids.derive(*one) != uids.derive(*other)
 
 
+@pytest.mark.promise("D3")
 def test_another_process_derives_the_same() -> None:
     script = "from dicom_xai import uids; print(uids.derive('1.2.3', 'route', 'sc'))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

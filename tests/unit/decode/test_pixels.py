@@ -298,6 +298,7 @@ def test_a_deflated_file_is_read_and_inflated() -> None:
     np.testing.assert_array_equal(decode(data).stored[0], ds.pixel_array)
 
 
+@pytest.mark.promise("C3")
 def test_a_deflated_bomb_is_refused() -> None:
     head = real_file("image_dfl.dcm")
     start = 144 + dcmread(BytesIO(head), stop_before_pixels=True).file_meta[0x20000].value
@@ -327,6 +328,7 @@ def test_a_damaged_number_is_named_without_its_value() -> None:
         decoded(data)
 
 
+@pytest.mark.promise("C3")
 def test_a_size_over_the_limit_is_refused_before_anything_is_allocated() -> None:
     ds = an_object(RAMP, Rows=60000, Columns=60000)
     data = to_bytes(ds)

@@ -282,6 +282,7 @@ def _aborting(connection: socket.socket) -> None:
         pass
 
 
+@pytest.mark.promise("P2")
 @pytest.mark.parametrize("behaviour", [_silent, _deaf, _mute, _closing, _resetting, _aborting])
 def test_an_attempt_ends_within_its_deadline_whatever_the_peer_does(
     behaviour: object,
@@ -302,6 +303,7 @@ def test_an_attempt_ends_within_its_deadline_whatever_the_peer_does(
         scu.close()
 
 
+@pytest.mark.promise("P5")
 def test_a_destination_that_hangs_does_not_hold_up_another(tmp_path: Path) -> None:
     with stubborn(_silent) as port, StandInPACS(tmp_path) as pacs:
         slow = StorageSCU("slow", at(port), CT, Timeouts(associate_s=2.0))

@@ -124,6 +124,7 @@ def check(file: bytes, kind: InputKind) -> None:
         identity.compare(source, identity.read_block(encoded.file))
 
 
+@pytest.mark.promise("C4")
 @pytest.mark.parametrize("quirk", QUIRKS, ids=name)
 @pytest.mark.parametrize("modality", ["CR", "CT"])
 def test_an_odd_header_gives_all_objects_with_its_identity_untouched(modality, quirk):
@@ -143,6 +144,7 @@ def test_an_unusual_or_private_class_gives_all_objects(uid):
     check(as_file(ds), InputKind.SLICES)
 
 
+@pytest.mark.promise("C5")
 def test_a_name_in_an_escape_coded_character_set_stays_as_received():
     received = b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B"
     charset = b"\\ISO 2022 IR 87 "

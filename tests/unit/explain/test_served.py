@@ -84,6 +84,7 @@ def test_a_prediction_without_explanation_has_no_maps(served):
     assert found.target_classes.shape == (2, 0)
 
 
+@pytest.mark.promise("C6")
 def test_values_that_are_not_finite_fail_the_study(served):
     broken = images(served, 1)
     broken.images[0, 0, 0, 0] = float("nan")
@@ -91,6 +92,7 @@ def test_values_that_are_not_finite_fail_the_study(served):
         served.predict(broken, "grad-cam")
 
 
+@pytest.mark.promise("G2")
 def test_a_changed_file_is_refused_with_both_hashes(cxr_card, tmp_path):
     model = onnx.load(cxr_card.file)
     item = model.graph.initializer[0]

@@ -59,6 +59,7 @@ def test_auto_is_the_cpu_on_a_machine_without_nvidia_device():
         assert resolve_device("auto") == CPU
 
 
+@pytest.mark.promise("G1")
 def test_a_gpu_that_is_asked_for_and_not_there_is_an_error_and_never_the_cpu():
     with pytest.raises(ConfigError, match=r"cuda:7.*devices: \[cpu\]"):
         resolve_device("cuda:7")

@@ -41,6 +41,7 @@ def test_a_duplicate_is_counted_and_makes_no_new_job(ledger: Ledger, tmp_path: P
     assert rows(tmp_path, "SELECT count(*) FROM job") == [(1,)]
 
 
+@pytest.mark.promise("D8")
 def test_other_content_under_a_known_uid_is_quarantined_and_never_routed(
     ledger: Ledger, tmp_path: Path
 ) -> None:

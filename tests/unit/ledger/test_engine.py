@@ -127,6 +127,7 @@ def test_a_piece_that_raises_leaves_nothing_of_itself(database: Database, tmp_pa
     assert subjects(tmp_path) == {"a", "b"}
 
 
+@pytest.mark.promise("D1")
 def test_nobody_is_told_success_when_a_full_database_undoes_the_whole_group(
     database: Database, tmp_path: Path
 ) -> None:
@@ -255,6 +256,7 @@ def test_the_database_file_is_for_its_owner_only(tmp_path: Path) -> None:
     assert (tmp_path / "var/ledger.db").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.promise("D1")
 def test_commits_are_synchronous_and_logged_ahead(database: Database) -> None:
     def settings(connection: Connection) -> tuple[object, ...]:
         names = ("journal_mode", "synchronous", "foreign_keys")

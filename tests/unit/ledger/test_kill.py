@@ -40,6 +40,7 @@ def run(folder: Path, empty_ledger: Path, *options: str) -> list[str]:
     return log.read_text("utf-8", "replace").splitlines()
 
 
+@pytest.mark.promise("D2")
 def test_a_kill_inside_finish_leaves_all_of_it_or_nothing(
     tmp_path: Path, empty_ledger: Path
 ) -> None:

@@ -59,6 +59,7 @@ def is_closed(sock: socket.socket) -> bool:
     return True
 
 
+@pytest.mark.promise("N1")
 @pytest.mark.parametrize(
     "beginning",
     [
@@ -79,6 +80,7 @@ def test_half_open_connections_end_by_deadline_and_a_good_peer_is_served(beginni
     assert set(door.reasons()) <= {"no-association-request"}
 
 
+@pytest.mark.promise("N1")
 def test_half_a_data_pdu_ends_by_deadline_and_its_transfer_is_aborted() -> None:
     door = Shelf()
     request = whole_store()
@@ -96,6 +98,7 @@ def test_half_a_data_pdu_ends_by_deadline_and_its_transfer_is_aborted() -> None:
     assert door.reasons() == ["stalled"] * 12
 
 
+@pytest.mark.promise("N6")
 def test_an_idle_association_is_aborted_at_the_network_timeout() -> None:
     door = Shelf()
     with listening(door, network_timeout_s=0.5) as scp, negotiated(scp.ports[0]) as sock:
@@ -104,6 +107,8 @@ def test_an_idle_association_is_aborted_at_the_network_timeout() -> None:
     assert door.reasons() == ["idle"]
 
 
+@pytest.mark.promise("N3")
+@pytest.mark.promise("N4")
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
@@ -120,6 +125,7 @@ def test_a_header_is_refused_before_anything_is_read_for_it(header: bytes, reaso
     assert door.reasons() == [reason]
 
 
+@pytest.mark.promise("N4")
 def test_a_data_pdu_longer_than_agreed_is_refused_on_its_header() -> None:
     door = Shelf()
     with listening(door) as scp, negotiated(scp.ports[0]) as sock:
@@ -129,6 +135,8 @@ def test_a_data_pdu_longer_than_agreed_is_refused_on_its_header() -> None:
     assert door.reasons() == ["pdu-too-long"]
 
 
+@pytest.mark.promise("N3")
+@pytest.mark.promise("N4")
 def test_a_data_set_without_end_is_cut_at_the_limit() -> None:
     door = Shelf()
     ds = an_image(rows=512, columns=512)
@@ -191,6 +199,7 @@ def test_a_malformed_command_set_ends_in_an_abort_and_no_traceback(
     assert [record for record in caplog.records if record.name.startswith("dicom_xai")] == []
 
 
+@pytest.mark.promise("N7")
 def test_damaged_messages_end_their_own_association_only(caplog: pytest.LogCaptureFixture) -> None:
     door = Shelf()
     rng = random.Random(3)
@@ -211,6 +220,7 @@ def test_damaged_messages_end_their_own_association_only(caplog: pytest.LogCaptu
     assert tracebacks == []
 
 
+@pytest.mark.promise("N5")
 def test_a_burst_of_connections_is_answered_to_the_last() -> None:
     door = Shelf()
     with listening(door, max_associations=20, max_per_source=20) as scp, ExitStack() as opened:
@@ -238,6 +248,7 @@ def test_a_house_full_of_half_open_connections_makes_room_for_a_good_peer() -> N
         assert is_closed(bad[0])
 
 
+@pytest.mark.promise("N2")
 def test_a_flood_from_many_addresses_does_not_keep_a_good_peer_out() -> None:
     door = Shelf()
     with (

@@ -72,6 +72,7 @@ def test_a_whole_data_set_gives_its_header_without_the_pixels(syntax: str) -> No
     assert header.AnatomicRegionSequence[0].CodeMeaning == "x"
 
 
+@pytest.mark.promise("D6")
 @pytest.mark.parametrize("syntax", SYNTAXES)
 def test_every_beginning_of_a_data_set_is_refused(syntax: str) -> None:
     # every length, hence every element boundary and one byte to each side of it
@@ -114,6 +115,7 @@ def test_compressed_pixels_are_walked_to_their_delimiter(frames: int) -> None:
     assert "PixelData" not in header
 
 
+@pytest.mark.promise("D6")
 def test_every_beginning_of_a_compressed_data_set_is_refused() -> None:
     ds = compressed(2)
     whole = encoded(ds, JPEGLSLossless)
@@ -281,6 +283,7 @@ def test_an_image_without_pixels_is_refused_and_a_report_is_not() -> None:
     looked_at(ds)
 
 
+@pytest.mark.promise("C4")
 @pytest.mark.parametrize("syntax", SYNTAXES)
 def test_sequences_too_deep_are_refused_without_recursion(syntax: str) -> None:
     looked_at(nested(MAX_DEPTH - 1), syntax=syntax)
@@ -298,6 +301,7 @@ def test_sequences_too_deep_are_refused_without_recursion(syntax: str) -> None:
         inspect(item, ExplicitVRLittleEndian, "1.2", "1.3")
 
 
+@pytest.mark.promise("C4")
 def test_too_many_elements_are_refused() -> None:
     tiny = struct.pack("<HH2sH", 9, 1, b"LO", 0) * (MAX_ELEMENTS + 1)
     data = (

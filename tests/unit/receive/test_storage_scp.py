@@ -51,6 +51,7 @@ def test_an_echo_is_answered_and_opens_no_transfer() -> None:
     assert door.transfers == 0
 
 
+@pytest.mark.promise("D7")
 @pytest.mark.parametrize(
     "syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
 )
@@ -256,6 +257,7 @@ def test_each_called_ae_title_has_its_own_rules() -> None:
     assert door.reasons() == ["not-allowed"]
 
 
+@pytest.mark.promise("N12")
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [
@@ -349,6 +351,7 @@ def test_stop_lets_an_association_finish() -> None:
             connected(port)
 
 
+@pytest.mark.promise("N9")
 def test_stop_returns_whatever_peers_and_door_do() -> None:
     hold = threading.Event()
 

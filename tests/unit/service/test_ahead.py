@@ -134,6 +134,7 @@ def test_a_process_that_dies_once_is_replaced_and_the_object_tried_again(
     assert files.deaths == [f"was ended by signal {signal.SIGSEGV.value}"]
 
 
+@pytest.mark.promise("P6")
 def test_an_object_that_kills_its_process_twice_is_given_up_alone(
     ahead: Ahead, files: Files
 ) -> None:
@@ -178,6 +179,7 @@ def test_beyond_the_memory_bound_only_claimed_work_goes_on(ahead: Ahead, files: 
     assert files.opened == ["slice-0", "slice-2", "slice-1"]
 
 
+@pytest.mark.promise("C3")
 @pytest.mark.parametrize("ahead", [{"limit_bytes": 2**16}], indirect=True)
 def test_an_object_beyond_the_limit_is_refused_by_arithmetic(ahead: Ahead, files: Files) -> None:
     with pytest.raises(DecodeError, match="the limit is 65536"):
