@@ -184,9 +184,6 @@ def _tls_problems(service: ServiceConfig, file: Path, marks: Marks) -> Iterator[
         if files is None:
             continue
         position = marks.get(place, (1, 1))
-        if files.is_server:
-            yield Problem(file, *position, "listeners do not speak TLS yet: remove `tls`")
-            continue
         try:
             certificate = Credentials(use, files).certificate
         except ConfigError as error:

@@ -436,6 +436,11 @@ class StorageSCU:
             return f"rejected the association: {answer.result_str}, {answer.reason_str}"
         if association.rejected_contexts:
             return "agreed to none of the presentation contexts"
+        if self._socket is None and self.credentials is not None:
+            return (
+                "refused the connection, or did not begin TLS in "
+                f"{self._timeouts.connect_s:g} s; does it speak TLS on this port?"
+            )
         if self._socket is None:
             return f"refused the connection or did not take it in {self._timeouts.connect_s:g} s"
         return (

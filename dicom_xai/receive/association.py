@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -108,6 +109,8 @@ class Association(threading.Thread):
     hooks : Hooks
     left : callable
         Told as the last thing, when nothing is held any more.
+    tls : SSLContext, optional
+        Of a listener that speaks TLS; the handshake is made on the connection's own thread.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class Association(threading.Thread):
         terms: Terms,
         hooks: Hooks,
         left: Callable[[Association], None],
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__(name=f"association-{source_address}", daemon=True)
         self.source_address = source_address
@@ -129,7 +133,9 @@ class Association(threading.Thread):
         self._terms = terms
         self._hooks = hooks
         self._left = left
-        self._wire = Wire(connection, terms.dimse_timeout_s)
+        #: What the peer's certificate names; nothing without TLS or without a certificate.
+        self.certificate_names: tuple[str, ...] = ()
+        self._wire = Wire(connection, terms.dimse_timeout_s, tls)
         self._contexts: Mapping[int, Context] = {}
         self._max_pdu_bytes = 0
         self._has_ended = False
@@ -208,6 +214,7 @@ class Association(threading.Thread):
     def _negotiate(self) -> bool:
         """Agree on an association; False where the peer was rejected."""
         deadline_s = self.opened_s + self._terms.acse_timeout_s
+        self.certificate_names = self._wire.shake_hands(deadline_s)
         try:
             kind, length = self._wire.next_pdu(deadline_s, deadline_s)
             if kind is not PDU.ASSOCIATE_RQ:
@@ -236,6 +243,8 @@ class Association(threading.Thread):
         """Say A-ABORT where somebody may still hear it."""
         if end.reason:
             self.note(end.reason)
+        if end.reason == "tls":
+            log.warning("TLS with %s failed: %s", self.source_address, self._wire.tls_problem)
         if isinstance(end, Breach) or self.is_ending or end.reason == "stalled":
             try:
                 self._wire.send(ABORT)

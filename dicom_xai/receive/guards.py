@@ -13,6 +13,7 @@ requests sent ahead are all queued                   one is read, the rest stays
 a bad command set kills a thread                     answered with A-ABORT: `command`
 connections without end, threads for each            capped before a thread starts: `Gate`
 a flood of half-open connections locks all out       the greediest address makes room: `Gate`
+a silent TLS client stops the accept loop            shaken hands with in its own thread
 a backlog of 5                                       256
 an idle association polls                            its thread sleeps in the kernel
 timers on the wall clock                             all are on the monotonic clock
@@ -35,6 +36,7 @@ from contextlib import suppress
 from dicom_xai.dimse import trace_of
 from dicom_xai.receive.association import Association, Hooks, Terms
 from dicom_xai.receive.upper_layer import LINGER_S
+from dicom_xai.tls import Credentials
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +158,8 @@ class Server:
     terms : Terms
     hooks : Hooks
     gate : Gate
+    credentials : Credentials, optional
+        TLS is spoken with them, as they are when a connection comes.
 
     Raises
     ------
@@ -163,7 +167,15 @@ class Server:
         The address cannot be listened on.
     """
 
-    def __init__(self, host: str, port: int, terms: Terms, hooks: Hooks, gate: Gate) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        terms: Terms,
+        hooks: Hooks,
+        gate: Gate,
+        credentials: Credentials | None = None,
+    ) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server(
             (host, port),
@@ -175,6 +187,7 @@ class Server:
         self._terms = terms
         self._hooks = hooks
         self._gate = gate
+        self._credentials = credentials
         self._is_closed = False
         self._thread = threading.Thread(target=self._serve, name="acceptor", daemon=True)
 
@@ -220,8 +233,15 @@ class Server:
             connection.close()
             self._hooks.noted("connection-limit", source_address)
             return
+        tls = None if self._credentials is None else self._credentials.context()
         association = Association(
-            connection, source_address, self.address, self._terms, self._hooks, self._gate.leave
+            connection,
+            source_address,
+            self.address,
+            self._terms,
+            self._hooks,
+            self._gate.leave,
+            tls,
         )
         self._gate.enter(association)
         try:

@@ -5,7 +5,8 @@ whole -> whole? (`inspect`) -> durable? (`Door.accept`) -> 0x0000. Nothing else 
 association's thread. What stands behind the door is the service's matter: of the spool this module
 knows the draft that it is handed, of the ledger nothing.
 
-A peer is checked before anything is agreed with it: the called AE title, then calling AE title,
+A peer is checked before anything is agreed with it: its certificate where the listener speaks TLS,
+the called AE title, whether the certificate may use the calling AE title, then calling AE title,
 called AE title and source network together, then the limits. A peer that fails gets A-ASSOCIATE-RJ
 with the reason (PS3.8 9.3.4).
 """
@@ -46,6 +47,7 @@ from dicom_xai.receive.negotiation import Context
 from dicom_xai.receive.upper_layer import Ended
 from dicom_xai.spool import Draft
 from dicom_xai.study import Sender
+from dicom_xai.tls import Credentials, Rotation
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -130,9 +132,16 @@ class StorageSCP:
         and ``called-ae``, ``not-allowed``, ``association-limit``, ``source-limit``,
         ``connection-limit``, ``half-open``, ``no-association-request``, ``stalled``, ``idle``,
         ``pdu-too-long``, ``unknown-pdu``, ``malformed-pdu``, ``malformed-message``,
-        ``message-too-long``, ``not-durable``, ``failed``.
+        ``message-too-long``, ``not-durable``, ``failed``, ``tls``, ``certificate``.
     max_message_bytes : int
         The longest data set that is taken.
+    rotated : callable
+        Told when the files of a listener's `tls` changed on disk.
+
+    Raises
+    ------
+    ConfigError
+        The files of a listener's `tls` cannot be used.
     """
 
     def __init__(
@@ -141,6 +150,7 @@ class StorageSCP:
         door: Door,
         refused: Callable[[str, Sender], None],
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        rotated: Callable[[Rotation], None] | None = None,
     ) -> None:
         self._config = config
         self._door = door
@@ -150,6 +160,11 @@ class StorageSCP:
         self._allow = [
             (rule.ae_title, rule.called_ae_title, ipaddress.ip_network(rule.network))
             for rule in config.allow
+        ]
+        #: One for each listener; None where it speaks plain.
+        self.credentials = [
+            None if each.tls is None else Credentials(each.ae_title, each.tls, rotated)
+            for each in config.listeners
         ]
         self._transfers: dict[Association, tuple[int, Sender]] = {}
         self._servers: list[Server] = []
@@ -178,11 +193,11 @@ class StorageSCP:
         hooks = Hooks(self._admit, self._store, self._ended, self._noted)
         sockets: dict[tuple[str, int], Server] = {}
         try:
-            for listener in config.listeners:
+            for listener, credentials in zip(config.listeners, self.credentials, strict=True):
                 address = (listener.host, listener.port)
                 server = sockets.get(address) if listener.port else None
                 if server is None:
-                    server = Server(*address, terms, hooks, self._gate)
+                    server = Server(*address, terms, hooks, self._gate, credentials)
                     sockets[address] = server
                     self._servers.append(server)
                 self._server_of.append(server)
@@ -212,14 +227,19 @@ class StorageSCP:
 
     def _admit(self, association: Association) -> Rejection | None:
         sender = self._sender(association)
-        titles = {
-            listener.ae_title
+        listeners = {
+            listener.ae_title: listener
             for listener, server in zip(self._config.listeners, self._server_of, strict=True)
             if server.address == association.address
         }
-        if sender.called_ae_title not in titles:
+        called = listeners.get(sender.called_ae_title)
+        if called is None:
             self._tell("called-ae", sender)
             return Rejection.CALLED_AE_TITLE
+        names = association.certificate_names
+        if called.tls is not None and not called.tls.allows(names, sender.calling_ae_title):
+            self._tell("certificate", sender)
+            return Rejection.CALLING_AE_TITLE
         if not self._is_allowed(sender):
             self._tell("not-allowed", sender)
             return Rejection.CALLING_AE_TITLE

@@ -9,6 +9,7 @@ Data is read straight into the caller's memory: of a data set no PDU is ever an 
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 import time
 from contextlib import suppress
@@ -16,6 +17,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from dicom_xai.dimse import MAX_PDU_BYTES, acknowledge_now, make_eager
+from dicom_xai.tls import TLSSocket, names_in
 
 #: After the last PDU the peer closes the connection; we do so after this long, seconds.
 LINGER_S = 0.5
@@ -89,16 +91,48 @@ class Wire:
         Owned from here on.
     stall_s : float
         A PDU that began must be whole after so long; a peer that stops reading gets as long.
+    tls : SSLContext, optional
+        TLS is spoken with it, from `shake_hands` on.
     """
 
-    def __init__(self, connection: socket.socket, stall_s: float) -> None:
+    def __init__(
+        self, connection: socket.socket, stall_s: float, tls: ssl.SSLContext | None = None
+    ) -> None:
         make_eager(connection)
         self._socket = connection
+        if tls is not None:
+            self._socket = tls.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
+            )
         self._stall_s = stall_s
         self._header = memoryview(bytearray(6))
         self._finish_by_s = 0.0
         self._left = 0  # of the P-DATA-TF that is being read
         self.is_ending = False
+
+    def shake_hands(self, until_s: float) -> tuple[str, ...]:
+        """Begin TLS, where the connection speaks it; gives the names in the peer's certificate.
+
+        Raises
+        ------
+        PeerGone
+            The peer is silent, speaks no TLS, or shows no certificate that is taken.
+        """
+        if not isinstance(self._socket, TLSSocket):
+            return ()
+        try:
+            self._socket.settimeout(max(0.001, until_s - time.monotonic()))
+            self._socket.do_handshake()
+        except TimeoutError:
+            raise PeerGone("no-association-request") from None
+        except OSError:
+            raise PeerGone("" if self.is_ending else "tls") from None
+        return names_in(self._socket.getpeercert())
+
+    @property
+    def tls_problem(self) -> str:
+        """Why TLS failed, in OpenSSL's words; empty where it did not."""
+        return self._socket.problem if isinstance(self._socket, TLSSocket) else ""
 
     # -------------------------------------------------------------- in
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 
 from dicom_xai import dimse, identity
@@ -18,7 +19,7 @@ from dicom_xai.receive import completion
 from dicom_xai.receive.storage_scp import Arrival, StorageSCP, TransferEnd
 from dicom_xai.route.plan import plan_instance, unit_of
 from dicom_xai.service.audited import SECURITY_REASONS, Tally, node_of, note_received
-from dicom_xai.service.role import Context
+from dicom_xai.service.role import Context, report_rotation, watch_certificate
 from dicom_xai.spool import Draft
 from dicom_xai.stages import Stage
 from dicom_xai.study import Candidate, Instance, Per, Sender
@@ -105,6 +106,9 @@ class Receiver:
             self._context.log.warning(Event.RECOVERED, count=lost)
             ledger.ring("receiver")
         ledger.upkeep.tick()
+        for credentials in self._scp.credentials:
+            if credentials is not None:
+                watch_certificate(self._context, credentials)
         if ledger.now() - self._swept_at > RETENTION_EVERY_S and not self._retention.is_alive():
             self._swept_at = ledger.now()
             # a thread of its own: a large spool takes longer than a role may be silent
@@ -138,7 +142,8 @@ class Receiver:
         self._bell.close()
 
     def _make_scp(self, config: Config) -> StorageSCP:
-        return StorageSCP(config.service.receive, self, self._refused)
+        report = partial(report_rotation, self._context.metrics, self._context.log)
+        return StorageSCP(config.service.receive, self, self._refused, rotated=report)
 
     # -------------------------------------------------------------- the door
 

@@ -136,7 +136,7 @@ def test_a_destination_that_speaks_plain_is_never_sent_to_in_the_clear(
 def test_a_destination_that_is_silent_during_the_handshake_is_given_up(
     authority: Authority,
 ) -> None:
-    why = "did not take it in 2 s"
+    why = "did not begin TLS in 2 s"
     with (
         stubborn(lambda sock: None) as port,
         pytest.raises(DestinationUnavailableError, match=why),
