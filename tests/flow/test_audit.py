@@ -14,7 +14,7 @@ from pynetdicom.sop_class import Verification
 
 from dicom_xai.audit.recorder import person
 from dicom_xai.audit.trail import verify
-from dicom_xai.demo.site import Site, free_ports
+from dicom_xai.demo.site import Site
 from tests.make.audit_schema import faults_of
 from tests.make.books import jobs_of, wait_for_jobs, wait_until
 from tests.make.certificates import Authority
@@ -63,15 +63,7 @@ def test_a_day_of_a_service_is_in_the_trail_and_at_the_collector(
             f"certificate: {tls.certificate}, private_key: {tls.private_key}, "
             f"server_name: {tls.server_name}}}}}"
         )
-        (port,) = free_ports(1)
-        site = new_site(
-            settings={
-                "audit": f"  include_patient_id: true\n  syslog: {syslog}",
-                "receive": "  allow: [{ae_title: MODALITY, network: 127.0.0.0/8}]\n"
-                f"  listeners: [{{ae_title: DICOM_XAI, host: 127.0.0.1, port: {port}}}]",
-            },
-        )
-        site.port = port
+        site = new_site(settings={"audit": f"  include_patient_id: true\n  syslog: {syslog}"})
         site.start()
         study = a_radiograph()
         [file] = [changed(each, PatientID="QX-17") for each in study.files]
@@ -126,6 +118,6 @@ def test_a_day_of_a_service_is_in_the_trail_and_at_the_collector(
 def _is_turned_away(site: Site) -> bool:
     ae = AE("STRANGER")
     ae.add_requested_context(Verification)
-    assoc = ae.associate("127.0.0.1", site.port, ae_title="DICOM_XAI")
+    assoc = ae.associate("127.0.0.1", site.port, ae_title="NOBODY")
     assoc.dul.join(timeout=5)
     return bool(assoc.is_rejected)
