@@ -311,12 +311,12 @@ class Association(threading.Thread):
             if size > self._terms.max_message_bytes:
                 raise Breach("message-too-long")
             while left:
-                take = min(left, PART_BYTES - filled)
+                if left > PART_BYTES - filled and filled:
+                    yield part[:filled]  # a fragment of the usual size is not cut in two
+                    filled = 0
+                take = min(left, PART_BYTES)
                 self._wire.read_into(part[filled : filled + take])
                 filled += take
                 left -= take
-                if filled == PART_BYTES:
-                    yield part
-                    filled = 0
         if filled:
             yield part[:filled]

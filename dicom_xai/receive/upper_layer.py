@@ -158,7 +158,7 @@ class Wire:
         self._finish_by_s = begin_by_s
         got = self._receive(self._header)
         self._finish_by_s = finish_by_s or time.monotonic() + self._stall_s
-        self.read_into(self._header[got:])
+        self._fill(self._header[got:])
         kind, length = _PDU_HEADER(self._header)
         if length > _LONGEST.get(kind, -1):
             raise Breach("pdu-too-long" if kind in _LONGEST else "unknown-pdu")
@@ -184,7 +184,7 @@ class Wire:
                 raise Breach("malformed-message")
         if self._left < _FRAGMENT_HEADER_BYTES:
             raise Breach("malformed-pdu")
-        self.read_into(self._header)
+        self._fill(self._header)
         item_length, context_id, control = _FRAGMENT_HEADER(self._header)
         length = item_length - 2  # the item's length counts context id and control header
         self._left -= _FRAGMENT_HEADER_BYTES + length
@@ -199,11 +199,7 @@ class Wire:
 
     def read_into(self, into: memoryview) -> None:
         """Fill `into` with bytes of the PDU that is being read."""
-        while into:
-            try:
-                into = into[self._receive(into) :]
-            except TimeoutError:
-                raise PeerGone("stalled") from None
+        self._fill(into)
         acknowledge_now(self._socket)
 
     def read(self, count: int) -> bytes:
@@ -211,6 +207,13 @@ class Wire:
         into = bytearray(count)
         self.read_into(memoryview(into))
         return bytes(into)
+
+    def _fill(self, into: memoryview) -> None:
+        while into:
+            try:
+                into = into[self._receive(into) :]
+            except TimeoutError:
+                raise PeerGone("stalled") from None
 
     def _receive(self, into: memoryview) -> int:
         remaining_s = self._finish_by_s - time.monotonic()
