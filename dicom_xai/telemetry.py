@@ -118,6 +118,13 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self.back_pressure = Gauge(
+            "dicom_xai_back_pressure_info",
+            "1 while images are refused because this is scarce.",
+            ["reason"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.instances_received = Counter(
             "dicom_xai_instances_received_total",
             "Instances answered with Success.",
@@ -349,6 +356,7 @@ class Event(StrEnum):
     AUDIT_UNREACHABLE = "audit-unreachable"  #: the collector; the file goes on
     LISTENING = "listening"
     ASSOCIATION_REFUSED = "association-refused"
+    BACK_PRESSURE = "back-pressure"
     INSTANCE_STORED = "instance-stored"
     INSTANCE_REFUSED = "instance-refused"
     INSTANCE_CONFLICT = "instance-conflict"

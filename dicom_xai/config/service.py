@@ -60,6 +60,14 @@ class ReceiveConfig(Section):
     listeners: tuple[Listener, ...] = Field(min_length=1, description="Where we listen.")
     allow: tuple[Allowed, ...] = Field(min_length=1, description="Who may send; nobody else may.")
     max_associations: int = Field(100, ge=1, le=10_000, description="At most so many at once.")
+    max_waiting: int = Field(
+        20_000, ge=1, description="With so many units and jobs undone, C-STORE gets 0xA700."
+    )
+    min_free_memory_bytes: int = Field(
+        256_000_000,
+        ge=0,
+        description="The same, when machine or container has less memory free.",
+    )
     max_per_source: int = Field(20, ge=1, le=10_000, description="The same, for one address.")
     accept_and_ignore: tuple[IgnoredKind, ...] = Field(
         tuple(IgnoredKind), description="Kinds answered with Success and never routed."
@@ -93,6 +101,11 @@ class SpoolConfig(Section):
 
     directory: Path = Field(description="A folder on a local disk.")
     min_free_bytes: int = Field(2_000_000_000, ge=0, description="Below it C-STORE gets 0xA700.")
+    max_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Bytes that images and results may take; at it C-STORE gets 0xA700.",
+    )
     keep_days: float = Field(2.0, ge=0, description="Delivered studies stay so long.")
     keep_failed_days: float = Field(
         30.0, ge=0, description="Failed and held units stay so long, for somebody to look at them."

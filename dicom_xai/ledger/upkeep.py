@@ -118,6 +118,30 @@ class Upkeep:
                 ),
             )
 
+    def waiting(self) -> int:
+        """How many units and jobs are not done."""
+        with self._db.read() as connection:
+            units = connection.scalar(
+                select(func.count())
+                .select_from(candidate)
+                .where(candidate.c.state == CandidateState.WAITING)
+            )
+            jobs = connection.scalar(select(func.count()).select_from(job).where(JOB_IS_LIVE))
+        return int(units or 0) + int(jobs or 0)
+
+    def stored_bytes(self) -> int:
+        """What the files of all instances and results take."""
+        with self._db.read() as connection:
+            return sum(
+                int(
+                    connection.scalar(
+                        select(func.sum(table.c.size_bytes)).where(table.c.spool_key.is_not(None))
+                    )
+                    or 0
+                )
+                for table in (instance, result)
+            )
+
     def depths(self) -> Depths:
         """Queue lengths and ages."""
         now = self._db.now()

@@ -19,6 +19,7 @@ from dicom_xai.receive import completion
 from dicom_xai.receive.storage_scp import Arrival, StorageSCP, TransferEnd
 from dicom_xai.route.plan import plan_instance, unit_of
 from dicom_xai.service.audited import SECURITY_REASONS, Tally, node_of, note_received
+from dicom_xai.service.pressure import Pressure, limits_of
 from dicom_xai.service.role import Context, report_rotation, watch_certificate
 from dicom_xai.spool import Draft
 from dicom_xai.stages import Stage
@@ -55,6 +56,7 @@ class Receiver:
         self._context = context
         self._policy = _policy(context.config)
         self._scp = self._make_scp(context.config)
+        self._pressure = Pressure(context.ledger, limits_of(context.config.service))
         self._bell = context.ledger.listen("receiver")
         self._transfers: dict[int, tuple[Sender, Tally]] = {}
         self._lock = threading.Lock()
@@ -75,6 +77,7 @@ class Receiver:
     def start(self) -> None:
         """Recover what an earlier process left, then listen."""
         _allow_many_files()
+        self._look_at_pressure()
         removed = self._context.spool.sweep()
         if removed:
             self._context.log.warning(Event.SWEPT, count=removed)
@@ -109,11 +112,23 @@ class Receiver:
         for credentials in self._scp.credentials:
             if credentials is not None:
                 watch_certificate(self._context, credentials)
+        self._look_at_pressure()
         if ledger.now() - self._swept_at > RETENTION_EVERY_S and not self._retention.is_alive():
             self._swept_at = ledger.now()
             # a thread of its own: a large spool takes longer than a role may be silent
             self._retention = threading.Thread(target=self._forget, name="retention", daemon=True)
             self._retention.start()
+
+    def _look_at_pressure(self) -> None:
+        """Measure what may run out, and say what changed."""
+        context = self._context
+        begun, ended = self._pressure.look()
+        for scarce in begun | ended:
+            context.metrics.back_pressure.labels(scarce).set(scarce in begun)
+        for scarce in begun:
+            context.log.warning(Event.BACK_PRESSURE, reason=scarce, outcome="refusing")
+        for scarce in ended:
+            context.log.info(Event.BACK_PRESSURE, reason=scarce, outcome="taking")
 
     def use(self, config: Config) -> None:
         """Route by another config; listen anew only when the receive section changed."""
@@ -130,6 +145,7 @@ class Receiver:
                 raise
             self._scp = scp
         self._context.spool.keep_free(config.service.spool.min_free_bytes)
+        self._pressure.use(limits_of(config.service))
         self._policy = policy
 
     def stop(self, grace_s: float) -> None:
@@ -149,6 +165,7 @@ class Receiver:
 
     def draft(self) -> AbstractContextManager[Draft]:
         """A file for an object that is about to come; OutOfResourcesError without room for it."""
+        self._pressure.check()
         return self._context.spool.draft()
 
     def opened(self, sender: Sender) -> int:
@@ -196,6 +213,7 @@ class Receiver:
         outcome = disposition if recorded is Recorded.STORED else recorded
         context.metrics.instances_received.labels(outcome).inc()
         context.metrics.received_bytes.inc(instance.size_bytes)
+        self._pressure.stored(instance.size_bytes)
         elapsed_s = context.ledger.now() - started
         context.metrics.stage_seconds.labels(Stage.RECEIVE, "").observe(elapsed_s)
         context.log.info(
@@ -334,6 +352,7 @@ class Receiver:
         for key in keys:
             context.spool.delete(key)
         if keys:
+            self._pressure.sum_again()
             context.log.info(Event.SWEPT, count=len(keys))
 
 

@@ -199,6 +199,29 @@ def test_without_room_nothing_is_taken_until_a_reload_makes_some(
         receiver.stop()
 
 
+@pytest.mark.promise("D5")
+def test_a_full_quota_refuses_with_a700_until_a_reload_raises_it(
+    new_site: Callable[..., Site],
+) -> None:
+    site = new_site()
+    site.pacs.start()
+    site.write_config()
+    text = site.config.read_text()
+    keep_free = "min_free_bytes: 100000000\n"
+    site.config.write_text(text.replace(keep_free, f"{keep_free}  max_bytes: 1000\n"))
+    receiver = Running(site, "receiver").wait_until_ready()
+    try:
+        phantom = a_head(3)
+        assert site.send(phantom.files[:2]) == [0x0000, 0xA700]  # one is larger than the quota
+        wait_until(lambda: any('"refusing"' in line for line in receiver.lines), "it is said")
+        site.config.write_text(text)
+        receiver.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: any('"taking"' in line for line in receiver.lines), "it is said too")
+        assert site.send(phantom.files) == [0x0000] * 3
+    finally:
+        receiver.stop()
+
+
 def _instances(site: Site, uid: object) -> list[dict[str, object]]:
     return rows(
         site.folder, "SELECT * FROM instance WHERE sop_instance_uid = ? ORDER BY id", str(uid)
