@@ -211,7 +211,9 @@ class Tensor:
         if len(fixed) == len(sizes):
             return zero
         first = self
-        if fixed:
+        if 0 in self.shape:
+            first = self.sum(fixed)  # of nothing: there is no first element to take
+        elif fixed:
             ones = graph.ints([1] * len(fixed))
             first = graph.op("Slice", self, graph.ints([0] * len(fixed)), ones, graph.ints(fixed))
         return graph.where(first.equals(first), zero, zero)

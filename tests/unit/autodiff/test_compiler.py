@@ -275,6 +275,20 @@ def test_no_new_node_reads_a_shape_that_would_be_worked_out_on_the_cpu(
     assert new_operators(compiled).isdisjoint({"Shape", "Size"})
 
 
+def test_an_empty_slice_of_a_free_batch_gets_zeros() -> None:
+    def whole_and_nothing(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x[:, :, :0], x * x, x[:, :, :0]], 2).mean((2, 3))
+
+    class Rolled(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return whole_and_nothing(x).repeat(1, 3)
+
+    x = image(2, 1, 4, 4)
+    plain = exported(Rolled().eval(), x, "torchscript", 17)
+    found = run(compile(plain, "saliency").model, image=x, target=[0, 1])
+    assert_close(found["attribution"], (2 * x / 16).abs().numpy())
+
+
 @pytest.mark.parametrize(("exporter", "opset"), [("torchscript", 13), ("dynamo", 20)])
 def test_behind_the_last_attention_only_the_class_token_is_differentiated(
     exporter: str, opset: int
