@@ -59,7 +59,9 @@ class Layer:
         if len(kept) == len(self.frames):
             return self
         frames = tuple(self.frames[n] for n in kept)
-        return replace(self, frames=frames, mask=self.mask[kept], heat=self.heat[kept])
+        is_run = bool(kept) and kept[-1] - kept[0] == len(kept) - 1
+        part = slice(kept[0], kept[-1] + 1) if is_run else kept  # a slice copies nothing
+        return replace(self, frames=frames, mask=self.mask[part], heat=self.heat[part])
 
 
 def layer(

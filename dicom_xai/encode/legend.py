@@ -149,7 +149,7 @@ def _draw(parts: Sequence[Line | HeatBar], width: int, min_height: int, font_px:
             y += round(2.6 * line_px)
         else:
             indent = line_px if part.swatch else 0
-            rows = _wrapped(part.text, font, inner - indent)
+            rows = _wrapped(part.text, font_px, inner - indent)
             laid.append((y, part, rows))
             y += line_px * len(rows) + font_px // 4
     height = max(y + margin, min_height)
@@ -194,20 +194,27 @@ def _draw_bar(
     draw.text((x + width, below), bar.end, fill=GREY, font=font, anchor="ra")
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    rows, row = [], ""
+def _wrapped(text: str, font_px: int, width: int) -> list[str]:
+    rows, row, taken = [], "", 0.0
+    space = _length(" ", font_px)
     for word in text.split():
-        while font.getlength(word) > width and len(word) > 1:
-            cut = max(1, int(len(word) * width / font.getlength(word)) - 1)
+        while _length(word, font_px) > width and len(word) > 1:
+            cut = max(1, int(len(word) * width / _length(word, font_px)) - 1)
             rows += [row] if row else []
             rows, row, word = [*rows, word[:cut]], "", word[cut:]
-        longer = f"{row} {word}" if row else word
-        if font.getlength(longer) <= width:
-            row = longer
-        else:
+        needed = _length(word, font_px)
+        if row and taken + space + needed > width:
             rows.append(row)
-            row = word
+            row = ""
+        taken = taken + space + needed if row else needed
+        row = f"{row} {word}" if row else word
     return [*rows, row] if row else rows
+
+
+@functools.lru_cache(maxsize=4096)
+def _length(word: str, font_px: int) -> float:
+    """In pixels; the words of a legend come again on each frame of a stack."""
+    return _font(font_px).getlength(word)
 
 
 @functools.lru_cache(maxsize=32)

@@ -7,7 +7,8 @@ explanation was asked for, else the same probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,23 +33,28 @@ class ClassMap:
     frames: frozenset[int]
     source: HeatOf | ProbabilityOf
 
-    def on(self, batch: Sequence[int]) -> MapValues | None:
-        """Its values on the frames of a batch, all of one size; None where it is on none."""
-        at = [n for n, i in enumerate(batch) if i in self.frames]
+    def on(self, batch: Sequence[int], wanted: Collection[int]) -> MapValues | None:
+        """Its values on the wanted frames of a batch, all of one size; None if it is on none."""
+        at = [n for n, i in enumerate(batch) if i in self.frames and i in wanted]
         if not at:
             return None
-        values = self.source(self.finding, [batch[n] for n in at])
-        layer = color.layer(values, at, self.threshold, self.outline, self.finding.class_index)
-        return MapValues(tuple(at), values, layer)
+        return MapValues(self, tuple(at), self.source(self.finding, [batch[n] for n in at]))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class MapValues:
     """A map on some frames of a batch, ``(len(frames), rows, columns)`` float32."""
 
+    of: ClassMap
     frames: tuple[int, ...]  #: indices into the batch
     values: torch.Tensor
-    layer: Layer  #: the part at or above the threshold
+
+    @functools.cached_property
+    def layer(self) -> Layer:
+        """The part at or above the threshold."""
+        map_ = self.of
+        class_index = map_.finding.class_index
+        return color.layer(self.values, self.frames, map_.threshold, map_.outline, class_index)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,10 +64,14 @@ class Maps:
     drawn: tuple[ClassMap, ...]
     segmented: tuple[ClassMap, ...]
 
-    @property
-    def all(self) -> tuple[ClassMap, ...]:
-        """Each map once."""
-        return tuple(dict.fromkeys((*self.drawn, *self.segmented)))
+    def wanted(
+        self, pictured: Collection[int], segmented: Collection[int]
+    ) -> dict[ClassMap, set[int]]:
+        """Each map once, with the frames on which it is needed: drawn or segmented."""
+        needed: dict[ClassMap, set[int]] = {map_: {*pictured} for map_ in self.drawn}
+        for map_ in self.segmented:
+            needed[map_] = needed.get(map_, set()).union(segmented)
+        return needed
 
 
 def maps_of(

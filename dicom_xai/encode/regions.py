@@ -79,7 +79,8 @@ class Gathered:
         places = sorted({n for layer in found.values() for n in layer.frames})
         if not places:
             return
-        labels = _strongest(found, places)
+        dtype = torch.uint8 if len(maps) <= 255 else torch.int16
+        labels = _strongest(found, places, dtype)
         for m in found:
             is_there = (labels == m + 1).view(torch.uint8).amax(dim=(1, 2)).tolist()
             self.present |= {
@@ -126,14 +127,15 @@ def _overlapping(layers: Sequence[Layer]) -> set[int]:
     return found
 
 
-def _strongest(layers: dict[int, Layer], places: Sequence[int]) -> torch.Tensor:
+def _strongest(layers: dict[int, Layer], places: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """``(len(places), rows, columns)``: 1 + the map that is strongest at each pixel, or 0.
 
     Of equally strong ones the first, which is the more probable finding.
     """
-    some = next(iter(layers.values()))
+    first, some = next(iter(layers.items()))
+    if len(layers) == 1:
+        return some.mask.to(dtype) * (first + 1)
     shape = (len(places), *some.mask.shape[1:])
-    dtype = torch.uint8 if max(layers) < 255 else torch.int16
     labels = torch.zeros(shape, dtype=dtype, device=some.mask.device)
     best = torch.full(shape, -torch.inf, device=some.mask.device)
     for m, layer in layers.items():

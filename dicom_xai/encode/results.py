@@ -70,8 +70,9 @@ def encode_results(
     maps = maps_of(explanation, heat_of, probability_of, lowest)
     captures = Captures(unit, maps.drawn, [p for p in plan if p.kind is ObjectKind.SC])
     segmented = {i for map_ in maps.segmented for i in map_.frames} if regions else set()
+    needed = maps.wanted(captures.frames, segmented)
     for batch in unit.batches({*captures.frames, *segmented}):
-        found = {map_: map_.on(batch) for map_ in maps.all}
+        found = {map_: map_.on(batch, wanted) for map_, wanted in needed.items()}
         for region in regions.values():
             region.add(batch, [found[map_] for map_ in maps.segmented])
         captures.add(batch, display_of, [found[map_] for map_ in maps.drawn])

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import compiler, decode, explain, receive, triage, volumes
+from tests.bench import compiler, decode, encode, explain, receive, triage, volumes
 
 PARTS = {
     "explain": explain.run,
     "compiler": compiler.run,
     "decode": decode.run,
+    "encode": encode.run,
     "receive": receive.run,
     "volumes": volumes.run,
     "triage": triage.run,
