@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from dicom_xai.decode.window import display
 from dicom_xai.encode.note import encode_note
 from dicom_xai.encode.objects import Encoded, Planned
 from dicom_xai.encode.results import encode_results
+from dicom_xai.encode.source import Described
 from dicom_xai.errors import StudyError
 from dicom_xai.explain.choose import Choice, choose
 from dicom_xai.explain.heatmap import explain
@@ -26,9 +27,11 @@ from dicom_xai.study import (
     Explanation,
     Finding,
     Frame,
+    Inputs,
     Instance,
     Job,
     ObjectKind,
+    Prediction,
     Purpose,
     Volume,
 )
@@ -49,7 +52,9 @@ class Tools:
     read : callable
         The bytes of an instance, as stored.
     prepared : callable
-        What `prepare` makes of each of these instances, perhaps made before; raises StudyError.
+        What `prepare` makes of each of the job's instances, perhaps made before; raises StudyError.
+    give_way : callable
+        Called between parts of the work; what is more urgent may run in it.
     destinations : mapping
         By name; they say how objects are compressed.
     stage : callable
@@ -61,7 +66,8 @@ class Tools:
     """
 
     read: Callable[[Instance], bytes]
-    prepared: Callable[[Sequence[Instance]], Sequence[Prepared]]
+    prepared: Callable[[], Sequence[Prepared]]
+    give_way: Callable[[], None]
     destinations: Mapping[str, Destination]
     stage: Callable[[Stage], AbstractContextManager[None]]
     fix_explainer: Callable[[str], None]
@@ -95,6 +101,20 @@ class Outcome:
     owes_map: bool
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Begun:
+    """A job up to the model: what `infer` takes and `finish` goes on with."""
+
+    job: Job
+    route: Route
+    model: ServedModel
+    tools: Tools
+    volume: Volume
+    described: Mapping[str, Described]
+    inputs: Inputs
+    choice: Choice
+
+
 def run(job: Job, model: ServedModel, deadline: Deadline, tools: Tools) -> Outcome:
     """Make all results of one job.
 
@@ -115,17 +135,50 @@ def run(job: Job, model: ServedModel, deadline: Deadline, tools: Tools) -> Outco
     TransientError
         Device or ledger are busy; the job is retried.
     """
+    begun = begin(job, model, deadline, tools)
+    [prediction] = infer([begun])
+    return finish(begun, prediction)
+
+
+def begin(job: Job, model: ServedModel, deadline: Deadline, tools: Tools) -> Begun:
+    """Decode, and choose what to run; parameters and errors as `run`."""
     route = Route.model_validate_json(job.route_json)
     with tools.stage(Stage.DECODE):
-        prepared = tools.prepared(job.instances)
-        stacked = stack(
-            (plane for made in prepared for plane in made.planes), model.card.stack_rule
-        )
-        volume = attach(stacked, _frames(job, prepared, model))
+        prepared = tools.prepared()
+        tools.give_way()
+        planes = [plane for made in prepared for plane in made.planes]
+        volume = attach(stack(planes, model.card.stack_rule), _frames(job, prepared, model))
         inputs = model_inputs(volume, model.card.inputs[0])
+        described = {
+            instance.sop_instance_uid: made.described
+            for instance, made in zip(job.instances, prepared, strict=True)
+        }
     choice = _choose(job, route, model, deadline, tools, inputs.images.shape[0])
-    with tools.stage(Stage.INFER):
-        prediction = model.predict(inputs, choice.explainer)
+    return Begun(job, route, model, tools, volume, described, inputs, choice)
+
+
+def infer(units: Sequence[Begun]) -> list[Prediction]:
+    """The model's answers about jobs of one model and one explainer, in shared runs.
+
+    Gives way between runs on the device. Errors as `run`.
+    """
+    first = units[0]
+    batches = first.model.batches([unit.inputs for unit in units], first.choice.explainer)
+    with ExitStack() as stages:
+        for unit in units:
+            stages.enter_context(unit.tools.stage(Stage.INFER))
+        while True:
+            try:
+                next(batches)
+            except StopIteration as end:
+                predictions: list[Prediction] = end.value
+                return predictions
+            first.tools.give_way()
+
+
+def finish(begun: Begun, prediction: Prediction) -> Outcome:
+    """Explain and encode. Errors as `run`."""
+    model, route, choice, tools = begun.model, begun.route, begun.choice, begun.tools
     with tools.stage(Stage.EXPLAIN):
         graph = model.graph(choice.explainer) if choice.explainer else None
         explanation = explain(
@@ -138,24 +191,21 @@ def run(job: Job, model: ServedModel, deadline: Deadline, tools: Tools) -> Outco
         )
     with tools.stage(Stage.ENCODE):
         made = encode_results(
-            job,
+            begun.job,
             model.card,
-            volume,
+            begun.volume,
             explanation,
             plan_objects(route, tools.destinations),
-            {
-                instance.sop_instance_uid: made.described
-                for instance, made in zip(job.instances, prepared, strict=True)
-            },
+            begun.described,
             heat_of=_heat_of,
             probability_of=_probability_of,
-            display_of=_display_of(volume),
+            display_of=_display_of(begun.volume, tools.give_way),
         )
     return Outcome(
         objects=made.objects,
         explanation=explanation,
         skipped=made.skipped,
-        problems=volume.geometry.problems,
+        problems=begun.volume.geometry.problems,
         degraded=choice.degraded,
         owes_map=not choice.explainer,
     )
@@ -223,9 +273,8 @@ def _choose(
         return Choice(route.explain[0])
     choice = choose(
         route.explain,
-        model.costs.explained_s,
-        model.costs.plain_s,
-        images,
+        {name: model.costs.seconds(name, images) for name in route.explain},
+        model.costs.seconds("", images),
         tools.rest_s,
         deadline.remaining_s,
     )
@@ -245,8 +294,11 @@ def _probability_of(finding: Finding, frames: Sequence[int]) -> torch.Tensor:
     return to_source(finding.region.probability, finding.region.placements, frames)
 
 
-def _display_of(volume: Volume) -> Callable[[Sequence[int]], torch.Tensor]:
+def _display_of(
+    volume: Volume, give_way: Callable[[], None]
+) -> Callable[[Sequence[int]], torch.Tensor]:
     def shown(frames: Sequence[int]) -> torch.Tensor:
+        give_way()  # the encoders ask for one batch of pictures after the other
         return display([volume.frames[frame] for frame in frames])
 
     return shown

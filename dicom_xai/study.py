@@ -11,7 +11,7 @@ device; this module never imports torch, so that receiver and sender do not eith
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -216,18 +216,27 @@ class PlaneRecord:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One image plane, decoded.
+    """One image plane, whose values are made on the device each time that they are asked for.
 
-    `values` is ``(rows, columns)`` float32 in modality units (HU for CT: after the Modality LUT,
-    PS3.3 C.11.1). `valid` is ``(rows, columns)`` bool, False on pixel padding (PS3.3 C.7.5.1.1.2),
-    or None when nothing is padded. `header` is the source data set without its pixel data.
+    So a unit of any length takes little memory on the device: what is kept is what was decoded.
     """
 
     instance: Instance
-    header: Dataset
+    header: Dataset  #: the source data set without its pixel data
     number: int  #: 1-based frame number within the instance
-    values: torch.Tensor
-    valid: torch.Tensor | None = None
+    size: tuple[int, int]  #: rows, columns
+    make_values: Callable[[], torch.Tensor]
+    make_valid: Callable[[], torch.Tensor | None]
+
+    @property
+    def values(self) -> torch.Tensor:
+        """``(rows, columns)`` float32, modality units: after the Modality LUT (PS3.3 C.11.1)."""
+        return self.make_values()
+
+    @property
+    def valid(self) -> torch.Tensor | None:
+        """``(rows, columns)`` bool, False on pixel padding (PS3.3 C.7.5.1.1.2); None without."""
+        return self.make_valid()
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,13 @@ class Metrics:
             "Decoding processes that died, or were killed for taking too long, over an object.",
             registry=registry,
         )
+        self.model_file_changed = Gauge(
+            "dicom_xai_model_file_changed",
+            "1 when a model's file is not the one that was loaded.",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.prepared_bytes = Gauge(
             "dicom_xai_prepared_bytes",
             "Images decoded and not yet released by a job.",
@@ -368,10 +375,12 @@ class Event(StrEnum):
     JOB_FAILED = "job-failed"
     JOB_RETRIED = "job-retried"
     LEASE_LOST = "lease-lost"
+    WORKER_WEDGED = "worker-wedged"
     LEDGER_BUSY = "ledger-busy"
     DECODER_DIED = "decoder-died"
     BUDGET_EXCEEDED = "budget-exceeded"
     MODEL_LOADED = "model-loaded"
+    MODEL_FILE_CHANGED = "model-file-changed"
     MODEL_REFUSED = "model-refused"
     RESULT_SKIPPED = "result-skipped"
     DELIVERED = "delivered"

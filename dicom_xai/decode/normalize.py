@@ -50,14 +50,14 @@ def model_inputs(volume: Volume, spec: ModelInput) -> Inputs:
         raise ModelInputError(f"input {spec.name!r}: no frames")
     if spec.kind is InputKind.VOLUME3D:
         return volume_inputs(volume, spec)
-    if spec.neighbours and len({frame.values.shape for frame in volume.frames}) > 1:
+    if spec.neighbours and len({frame.size for frame in volume.frames}) > 1:
         raise ModelInputError(
             f"input {spec.name!r}: slices of several sizes have no neighbours; one stack is wanted"
         )
     frames = volume.frames
     rows, columns = spec.size
     low, high = spec.scaling
-    images = frames[0].values.new_empty((len(frames), rows, columns))
+    images = torch.empty((len(frames), rows, columns), device=frames[0].values.device)
     placements = tuple(_placement(frame, (rows, columns), spec.resize) for frame in frames)
     for start, stop in _runs(frames):
         _fit(
@@ -83,7 +83,7 @@ def _runs(frames: Sequence[Frame]) -> list[tuple[int, int]]:
     runs: list[tuple[int, int]] = []
     for index, frame in enumerate(frames):
         start = runs[-1][0] if runs else 0
-        if runs and index - start < _TOGETHER and frames[start].values.shape == frame.values.shape:
+        if runs and index - start < _TOGETHER and frames[start].size == frame.size:
             runs[-1] = (start, index + 1)
         else:
             runs.append((index, index + 1))
@@ -91,7 +91,7 @@ def _runs(frames: Sequence[Frame]) -> list[tuple[int, int]]:
 
 
 def _placement(frame: Frame, size: tuple[int, int], rule: ResizeRule) -> Placement:
-    rows, columns = frame.values.shape
+    rows, columns = frame.size
     inner = size
     if rule is ResizeRule.LETTERBOX:
         scale = min(size[0] / rows, size[1] / columns)

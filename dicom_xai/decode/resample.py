@@ -96,7 +96,7 @@ class _Source:
             )
         if geometry.pixel_spacing_mm is None:
             raise ModelInputError(f"{name}: PixelSpacing is missing; a volume3d model needs it")
-        rows, columns = volume.frames[0].values.shape
+        rows, columns = volume.frames[0].size
         return cls(
             size=(rows, columns),
             origins=np.array(geometry.origins_mm),

@@ -266,7 +266,11 @@ def _cover(
     The mask takes the way that the image takes, as if it were one.
     """
     painted = tuple(
-        replace(frame, values=torch.from_numpy(part.astype(np.float32)), valid=None)
+        replace(
+            frame,
+            make_values=partial(torch.tensor, part, dtype=torch.float32),
+            make_valid=lambda: None,
+        )
         for frame, part in zip(volume.frames, mask, strict=True)
     )
     as_it_is = Windowing(source=WindowSource.FIXED, center=0.5, width=1.0)

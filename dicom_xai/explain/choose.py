@@ -18,7 +18,6 @@ def choose(
     preferred: Sequence[str],
     explained_s: Mapping[str, float],
     plain_s: float,
-    images: int,
     rest_s: float,
     remaining_s: float,
 ) -> Choice:
@@ -32,21 +31,19 @@ def choose(
     preferred : sequence of str
         Names, best first.
     explained_s : mapping
-        Measured seconds for one image, by explainer.
+        Expected seconds for the unit's images, by explainer.
     plain_s : float
-        Measured seconds for one image without explanation.
-    images : int
-        How many images the unit has.
+        The same without explanation.
     rest_s : float
         Expected seconds from here to triage without inference.
     remaining_s : float
         Seconds until the deadline.
     """
     room_s = remaining_s - rest_s
-    if plain_s * images > room_s:
+    if plain_s > room_s:
         return Choice(preferred[0])
     for name in preferred:
-        if explained_s[name] * images <= room_s:
+        if explained_s[name] <= room_s:
             degraded = "" if name == preferred[0] else f"{name} instead of {preferred[0]}"
             return Choice(name, degraded)
     return Choice("", f"no time for {preferred[-1]}: prediction first, map to follow")

@@ -59,7 +59,7 @@ def compare(plain: Model, explained: Session, graph: ExplainedGraph) -> SelfTest
     ConfigError
         Appended nodes fell back from the device to the CPU.
     """
-    count = min(_IMAGES, plain.batch_size)
+    count = min(_IMAGES, plain.largest_batch)
     images = {plain.input_name: noise(plain.card, count, plain.device)}
     before = plain.session.run(images, [plain.output_name])[plain.output_name]
     outputs = explained.run(images, [plain.output_name, *MAP_OUTPUTS])

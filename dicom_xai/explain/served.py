@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 import torch
 
 from dicom_xai.config import InputKind, ModelCard
 from dicom_xai.errors import ModelInputError, StudyError, UnsupportedOperatorError
 from dicom_xai.explain.cache import CompiledCache
+from dicom_xai.explain.costs import Costs, measure
 from dicom_xai.explain.gradient import MAP_OUTPUTS, CompiledExplainer, ExplainedGraph
 from dicom_xai.explain.selftest import (
     SelfTest,
@@ -23,14 +23,6 @@ from dicom_xai.explain.selftest import (
 from dicom_xai.infer.model import Model
 from dicom_xai.infer.session import Device, Session
 from dicom_xai.study import Inputs, Prediction
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """Measured seconds for one image, after warm-up; with and without explanation."""
-
-    explained_s: Mapping[str, float]
-    plain_s: float
 
 
 class ServedModel:
@@ -81,7 +73,7 @@ class ServedModel:
             self._sessions[explainer.name] = session
         #: See `selftest.gradient_error`; None where the whole model cannot be differentiated.
         self.gradient_error = self._check_gradient(threads)
-        self.costs = self._warm_up(clock)
+        self.costs = self._measure(clock)
 
     def graph(self, explainer: str) -> ExplainedGraph:
         """What was compiled for an explainer."""
@@ -94,19 +86,22 @@ class ServedModel:
         return max(counts, key=lambda name: counts[name])
 
     def predict(self, inputs: Inputs, explainer: str) -> Prediction:
-        """`batches`, without a pause."""
-        run = self.batches(inputs, explainer)
+        """`batches` of one unit, without a pause."""
+        run = self.batches([inputs], explainer)
         while True:
             try:
                 next(run)
             except StopIteration as end:
-                prediction: Prediction = end.value
-                return prediction
+                predictions: list[Prediction] = end.value
+                return predictions[0]
 
-    def batches(self, inputs: Inputs, explainer: str) -> Generator[int, None, Prediction]:
+    def batches(
+        self, units: Sequence[Inputs], explainer: str
+    ) -> Generator[int, None, list[Prediction]]:
         """Scores of all images and, with an explainer, their raw maps from the same run.
 
-        Gives way after each run on the device, so that something more urgent can use it.
+        Gives way after each run on the device, so that something more urgent can use it. Images of
+        several units share runs.
 
         A classifier's unit scores its best image. A segmentation's class scores the highest value
         that the card's `minimum_region` reaches: the n-th largest of all cells for a region of n
@@ -114,7 +109,7 @@ class ServedModel:
 
         Parameters
         ----------
-        inputs : Inputs
+        units : sequence of Inputs
             On the model's device.
         explainer : str
             One of those given at load, or empty for scores alone.
@@ -126,26 +121,34 @@ class ServedModel:
 
         Returns
         -------
-        Prediction
+        list of Prediction
+            One for each unit.
 
         Raises
         ------
         StudyError
-            Scores or maps are not finite.
+            Scores or maps of some unit are not finite.
         ModelInputError
-            The card's minimum region is in ml, and the unit has no spacings.
+            The card's minimum region is in ml, and a unit has no spacings.
         DeviceBusyError
             The device has no memory now.
         """
         session = self._sessions[explainer] if explainer else self._plain.session
-        gather = _Gathered(self._plain, inputs)
+        gathered = [_Gathered(self._plain, inputs) for inputs in units]
         wanted = [self._plain.output_name, *(MAP_OUTPUTS if explainer else ())]
-        total, size = inputs.images.shape[0], self._plain.batch_size
-        for start in range(0, total, size):
-            part = inputs.images[start : start + size]
-            gather.add(start, session.run({self._plain.input_name: part}, wanted))
-            yield min(start + size, total)
-        return gather.prediction()
+        done = 0
+        for parts in _runs(units, self.costs.batch_size(explainer)):
+            images = [units[unit].images[start:stop] for unit, start, stop in parts]
+            together = images[0] if len(images) == 1 else torch.cat(images)
+            outputs = session.run({self._plain.input_name: together}, wanted)
+            at = 0
+            for unit, start, stop in parts:
+                mine = slice(at, at + stop - start)
+                gathered[unit].add(start, {name: made[mine] for name, made in outputs.items()})
+                at = mine.stop
+            done += at
+            yield done
+        return [each.prediction() for each in gathered]
 
     def applicability(self) -> dict[str, str]:
         """Every known method, and why it does not apply to this model; empty where it does."""
@@ -158,23 +161,35 @@ class ServedModel:
             # a CAM needs the head's derivative alone, and that one was compiled
             return None
 
-    def _warm_up(self, clock: Callable[[], float]) -> Costs:
-        """Run every session on the sizes that will be served; time one image."""
+    def _measure(self, clock: Callable[[], float]) -> Costs:
+        """Run every session on several sizes of batch."""
 
-        def cost(session: Session) -> float:
-            for batch in (self._plain.batch_size, 1):
-                session.run({self._plain.input_name: noise(self.card, batch, self.device)})
-            times = []
-            for _ in range(3):
-                start = clock()
-                session.run({self._plain.input_name: noise(self.card, 1, self.device)})
-                times.append(clock() - start)
-            return min(times)
+        def runs_of(session: Session) -> dict[int, float]:
+            def run(images: int) -> None:
+                session.run({self._plain.input_name: noise(self.card, images, self.device)})
 
-        return Costs(
-            {name: cost(session) for name, session in self._sessions.items()},
-            cost(self._plain.session),
-        )
+            return measure(run, self._plain.largest_batch, clock)
+
+        sessions = {"": self._plain.session, **self._sessions}
+        return Costs({name: runs_of(session) for name, session in sessions.items()})
+
+
+def _runs(units: Sequence[Inputs], size: int) -> Iterator[list[tuple[int, int, int]]]:
+    """Runs of at most `size` images: (unit, first image, behind its last) of each part."""
+    parts: list[tuple[int, int, int]] = []
+    room = size
+    for unit, inputs in enumerate(units):
+        start, total = 0, inputs.images.shape[0]
+        while start < total:
+            stop = min(start + room, total)
+            parts.append((unit, start, stop))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield parts
+                parts, room = [], size
+    if parts:
+        yield parts
 
 
 class _Gathered:

@@ -11,8 +11,8 @@ from dicom_xai.config import InputKind, ModelCard
 from dicom_xai.errors import ModelCardError
 from dicom_xai.infer.session import Device, Session
 
-#: Images in one run. Larger batches gain nothing on a CPU and cost memory.
-BATCH_SIZE = 16
+#: Images in one run.
+LARGEST_BATCH = 64
 
 
 def read_model(card: ModelCard) -> onnx.ModelProto:
@@ -91,9 +91,9 @@ class Model:
         return {"softmax": True, "sigmoid": False}.get(self.card.outputs[0].activation)
 
     @property
-    def batch_size(self) -> int:
-        """Images in one run: a volume alone; more images gain nothing on a CPU and cost memory."""
-        return 1 if self.card.inputs[0].kind is InputKind.VOLUME3D else BATCH_SIZE
+    def largest_batch(self) -> int:
+        """Images in one run at most: a volume goes alone."""
+        return 1 if self.card.inputs[0].kind is InputKind.VOLUME3D else LARGEST_BATCH
 
     def scores(self, raw: torch.Tensor) -> torch.Tensor:
         """The card's activation over the raw output.

@@ -47,6 +47,15 @@ class Overdue:
     stage: str
 
 
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """An instance of a unit that waits for more."""
+
+    number: int
+    instance: Instance
+    priority: Priority  #: the most urgent of the routes that want its units
+
+
 class Jobs:
     """Everything the worker asks and tells.
 
@@ -58,7 +67,7 @@ class Jobs:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    def incoming(self, after: int, limit: int) -> list[tuple[int, Instance]]:
+    def incoming(self, after: int, limit: int) -> list[Incoming]:
         """Instances of units that wait for more, to be prepared by the caller meanwhile.
 
         A unit's first caller becomes its holder, and `claim` then prefers it for the unit's job.
@@ -72,11 +81,11 @@ class Jobs:
 
         Returns
         -------
-        list of (int, Instance)
-            Ascending numbers.
+        list of Incoming
+            By ascending number.
         """
 
-        def run(connection: Connection) -> list[tuple[int, Instance]]:
+        def run(connection: Connection) -> list[Incoming]:
             newer = (
                 select(member.c.candidate_id)
                 .where(member.c.instance_id > after, candidate.c.id == member.c.candidate_id)
@@ -87,8 +96,9 @@ class Jobs:
                 .where(candidate.c.state == CandidateState.WAITING, candidate.c.holder == "", newer)
                 .values(holder=self._db.owner)
             )
+            is_stat = func.json_extract(candidate.c.route_json, "$.priority") == Priority.STAT
             rows = connection.execute(
-                select(instance)
+                select(instance, func.max(is_stat).label("is_stat"))
                 .join(member, member.c.instance_id == instance.c.id)
                 .join(candidate, candidate.c.id == member.c.candidate_id)
                 .where(
@@ -96,15 +106,22 @@ class Jobs:
                     candidate.c.holder == self._db.owner,
                     candidate.c.state == CandidateState.WAITING,
                 )
+                .group_by(instance.c.id)
                 .order_by(instance.c.id)
-                .distinct()
                 .limit(limit)
             )
-            return [(int(row.id), instance_of(row)) for row in rows]
+            return [
+                Incoming(
+                    row.id, instance_of(row), Priority.STAT if row.is_stat else Priority.ROUTINE
+                )
+                for row in rows
+            ]
 
         return self._db.write(run)
 
-    def claim(self, lease_s: float, *, only: Priority | None = None) -> Job | None:
+    def claim(
+        self, lease_s: float, *, only: Priority | None = None, like: Job | None = None
+    ) -> Job | None:
         """Take the most urgent job: STAT before routine, then the earliest deadline.
 
         A job whose lease ran out counts as queued; `attempts` tells how often that happened. One
@@ -115,6 +132,8 @@ class Jobs:
         lease_s : float
         only : Priority, optional
             Nothing of another priority.
+        like : Job, optional
+            Nothing of another route, model, purpose, priority or level.
         """
 
         def run(connection: Connection) -> Job | None:
@@ -127,6 +146,14 @@ class Jobs:
                 job.c.holder.in_(["", self._db.owner]), job.c.ready_at < now - HOLDER_FIRST_S
             )
             wanted = [] if only is None else [job.c.priority == only]
+            if like is not None:
+                wanted += [
+                    job.c.route == like.route,
+                    job.c.model_digest == like.model_digest,
+                    job.c.purpose == like.purpose,
+                    job.c.priority == like.priority,
+                    job.c.unit_key.startswith(f"{like.unit.per}:", autoescape=True),
+                ]
             row = connection.execute(
                 select(job)
                 .where(JOB_IS_LIVE, free, mine, *wanted)

@@ -17,19 +17,23 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from dicom_xai.errors import DecodeError, StudyError
+from dicom_xai.errors import DecodeError, StudyError, TransientError
 from dicom_xai.prepare import Prepared
 from dicom_xai.service import decoder
-from dicom_xai.study import Instance
+from dicom_xai.study import Instance, Job, Priority
 
 #: A process that dies once may be a victim (of a full machine, say): its object is tried again.
 _TRIES = 2
 #: What was prepared and that no job has asked for since makes room for newer arrivals.
 _KEEP_S = 120.0
+#: Beyond so many instances nothing is prepared ahead.
+_MOST_ENTRIES = 5000
+#: So often a waiting job looks whether something more urgent has come.
+_MEANWHILE_S = 0.02
 
 #: Opens the stored bytes of an instance for reading; gives a descriptor, or raises StudyError.
 OpenStored = Callable[[Instance], int]
@@ -41,7 +45,7 @@ class _Entry:
 
     instance: Instance
     order: int
-    is_urgent: bool = False
+    rank: int
     is_in_work: bool = False
     tries: int = 0
     made: Prepared | None = None
@@ -94,6 +98,8 @@ class Ahead:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._changed = threading.Condition()
         self._is_closed = False
+        #: What ended a thread here, where it should have gone on: for the role to raise.
+        self.broken_by: BaseException | None = None
         self._order = itertools.count()
         self._threads = [
             threading.Thread(target=self._work_forever, name=f"decoder-{number}", daemon=True)
@@ -115,38 +121,39 @@ class Ahead:
             if thread.is_alive():
                 thread.join(self._timeout_s)
 
-    def expect(self, instances: Sequence[Instance]) -> None:
-        """Prepare these when there is nothing more urgent and memory is left."""
+    def expect(self, instance: Instance, priority: Priority) -> None:
+        """Prepare it when there is nothing more urgent and memory is left."""
         with self._changed:
-            for instance in instances:
-                self._entry(instance)
-            self._changed.notify_all()
+            if len(self._entries) < _MOST_ENTRIES:
+                entry = self._entry(instance)
+                entry.rank = min(entry.rank, _rank(priority, is_claimed=False))
+                self._changed.notify_all()
 
-    def take(self, job_id: int, instances: Sequence[Instance]) -> list[Prepared]:
-        """Hold these for a job and wait until all are prepared.
+    def take(self, job: Job, meanwhile: Callable[[], None]) -> list[Prepared]:
+        """Hold a job's instances and wait until all are prepared.
+
+        Parameters
+        ----------
+        job : Job
+            Claimed.
+        meanwhile : callable
+            Called now and then while it waits.
 
         Raises
         ------
         StudyError
             One of them cannot be prepared; the message says why.
+        TransientError
+            The worker stops.
         """
         with self._changed:
-            entries = [self._entry(instance) for instance in instances]
+            entries = [self._entry(instance) for instance in job.instances]
             for entry in entries:
-                entry.users.add(job_id)
-                entry.is_urgent = True
+                entry.users.add(job.job_id)
+                entry.rank = min(entry.rank, _rank(job.priority, is_claimed=True))
             self._evict(0.0)
             self._changed.notify_all()
-            made = []
-            for entry in entries:
-                while not entry.is_done and not self._is_closed:
-                    self._changed.wait()
-                if entry.failure is not None:
-                    raise entry.failure
-                if entry.made is None:
-                    raise InterruptedError("the worker stops")
-                made.append(entry.made)
-            return made
+        return [self._wait_for(entry, meanwhile) for entry in entries]
 
     def release(self, job_id: int) -> None:
         """Forget what only this job held."""
@@ -164,12 +171,26 @@ class Ahead:
         with self._changed:
             return sum(entry.size_bytes for entry in self._entries.values())
 
+    def _wait_for(self, entry: _Entry, meanwhile: Callable[[], None]) -> Prepared:
+        while True:
+            with self._changed:
+                if not entry.is_done and not self._is_closed:
+                    self._changed.wait(_MEANWHILE_S)
+                if entry.failure is not None:
+                    raise entry.failure
+                if entry.made is not None:
+                    return entry.made
+                if self._is_closed:
+                    raise TransientError("the worker stops")
+            meanwhile()
+
     # -------------------------------------------------------------- under the lock
 
     def _entry(self, instance: Instance) -> _Entry:
         key = instance.sop_instance_uid + instance.sha256
         if key not in self._entries:
-            self._entries[key] = _Entry(instance, next(self._order))
+            rank = _rank(Priority.ROUTINE, is_claimed=False)
+            self._entries[key] = _Entry(instance, next(self._order), rank)
         return self._entries[key]
 
     @property
@@ -197,9 +218,9 @@ class Ahead:
                 if waiting:
                     self._evict(_KEEP_S)
                 has_room = self._spare_bytes > 0
-                ready = [entry for entry in waiting if entry.is_urgent or has_room]
+                ready = [entry for entry in waiting if has_room or entry.users]
                 if ready:
-                    entry = min(ready, key=lambda entry: (not entry.is_urgent, entry.order))
+                    entry = min(ready, key=lambda entry: (entry.rank, entry.order))
                     entry.is_in_work = True
                     return entry
                 self._changed.wait(_KEEP_S if waiting else None)
@@ -208,17 +229,30 @@ class Ahead:
     # -------------------------------------------------------------- the threads
 
     def _work_forever(self) -> None:
-        child: _Child | None = None
+        child: list[_Child] = []
+        try:
+            self._prepare_forever(child)
+        except BaseException as error:  # noqa: BLE001  # ends the role, and whoever waits
+            with self._changed:
+                self.broken_by = error
+                self._is_closed = True
+                self._changed.notify_all()
+        finally:
+            for left in child:
+                left.end()
+
+    def _prepare_forever(self, child: list[_Child]) -> None:
+        """Work with one process at a time: the only item of `child`, replaced when it dies."""
         while (entry := self._next()) is not None:
-            child = child or _Child(self._limit_bytes, self._timeout_s)
+            if not child:
+                child.append(_Child(self._limit_bytes, self._timeout_s))
             made, failure, size_bytes = None, None, 0
             try:
-                made, size_bytes = self._ask(child, entry.instance)
+                made, size_bytes = self._ask(child[0], entry.instance)
             except StudyError as error:
                 failure = error
             except (EOFError, TimeoutError) as error:
-                reason = child.end(is_late=isinstance(error, TimeoutError))
-                child = None
+                reason = child.pop().end(is_late=isinstance(error, TimeoutError))
                 entry.tries += 1
                 self._on_death(entry.instance, reason)
                 if entry.tries == _TRIES:
@@ -230,8 +264,6 @@ class Ahead:
                 entry.made, entry.failure, entry.size_bytes = made, failure, size_bytes
                 entry.is_in_work, entry.done_at = False, self._clock()
                 self._changed.notify_all()
-        if child is not None:
-            child.end()
 
     def _ask(self, child: _Child, instance: Instance) -> tuple[Prepared, int]:
         stored = self._open_stored(instance)
@@ -239,6 +271,11 @@ class Ahead:
             return child.ask(instance, stored)
         finally:
             os.close(stored)
+
+
+def _rank(priority: Priority, *, is_claimed: bool) -> int:
+    """The order of service: STAT before routine, and within each what a job waits for first."""
+    return 2 * list(Priority).index(priority) + (not is_claimed)
 
 
 class _Child:

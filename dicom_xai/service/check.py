@@ -109,8 +109,8 @@ def _model_reports(config: Config, asked: str) -> list[ModelReport]:
             backward_nodes=dict(test.backward_nodes),
             gradient_error=served.gradient_error,
             does_not_apply={name: why for name, why in served.applicability().items() if why},
-            seconds_per_image=served.costs.explained_s[explainer],
-            plain_seconds_per_image=served.costs.plain_s,
+            seconds_per_image=served.costs.seconds(explainer, 1),
+            plain_seconds_per_image=served.costs.seconds("", 1),
         )
         for served in load_models(config, device).values()
         for explainer, test in served.self_tests.items()

@@ -138,7 +138,8 @@ def run_unit(
     )
     tools = pipeline.Tools(
         read=data.__getitem__,
-        prepared=lambda instances: [prepare(item, data[item]) for item in instances],
+        prepared=lambda: [prepare(instance, file) for instance, file in members],
+        give_way=lambda: None,
         destinations={_FOLDER: _destination()},
         stage=stage,
         fix_explainer=lambda _: None,

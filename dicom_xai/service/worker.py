@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from dicom_xai import pipeline
@@ -31,15 +31,27 @@ from dicom_xai.explain.served import ServedModel
 from dicom_xai.infer.session import Device, resolve_device
 from dicom_xai.service.ahead import Ahead
 from dicom_xai.service.audited import note_created
+from dicom_xai.service.modelfiles import ModelFiles
 from dicom_xai.service.role import Context
 from dicom_xai.service.warmup import warm_up
 from dicom_xai.stages import Deadline, Stage
-from dicom_xai.study import Explanation, Instance, Job, Purpose, Result
+from dicom_xai.study import (
+    Explanation,
+    Instance,
+    Job,
+    Per,
+    Prediction,
+    Priority,
+    Purpose,
+    Result,
+)
 from dicom_xai.telemetry import Event, describe
 
 LEASE_S = 10.0
 #: The watcher looks at lease and deadline so often.
 WATCH_EVERY_S = 0.05
+#: A job that has not come on for so long hangs: no batch, decoding or encoding step takes longer.
+WEDGED_AFTER_S = 120.0
 #: A job that was claimed so often without an end is failed: it may be what kills the worker.
 MAX_ATTEMPTS = 4
 #: Safety net under the bell.
@@ -50,6 +62,8 @@ RETRY_S = 0.5
 _DECODING_PROCESSES = 4
 #: So many arrivals are asked for at once.
 _ARRIVALS_AT_ONCE = 500
+#: So often the model files are looked at.
+FILES_EVERY_S = 30.0
 #: Weight of the newest measurement in the running estimate of a job's other stages.
 _NEWEST = 0.3
 #: Expected seconds in the outbox and at the destination, until measured elsewhere.
@@ -88,13 +102,14 @@ def load_models(config: Config, device: Device) -> dict[str, ServedModel]:
 
 @dataclass
 class _Watch:
-    """The job in hand, as the watcher thread sees it."""
+    """A job in hand, as the watcher thread sees it."""
 
     job: Job
     stage: Stage = Stage.QUEUE
     is_overdue: bool = False
-    is_lost: bool = False
+    moved_at: float = 0.0  #: when the job last came on, on the ledger's clock
     spent_s: dict[Stage, float] = field(default_factory=dict)
+    overtaken_s: float = 0.0  #: spent on more urgent jobs meanwhile
 
 
 class Worker:
@@ -123,10 +138,14 @@ class Worker:
         )
         self._device = Device("cpu")
         self._rest_s: dict[str, float] = {}
+        self._files = ModelFiles()
+        self._files_seen_at = 0.0
+        self._told_of: set[str] = set()
         self._bell = context.ledger.listen("worker")
         self._loading = threading.Lock()
         self._stopping = threading.Event()
-        self._watch: _Watch | None = None
+        #: The jobs in hand; each one is overtaken by those after it.
+        self._watches: list[_Watch] = []
         self._failure: BaseException | None = None
         self._arrivals = context.ledger.listen("ahead")
         self._loop = threading.Thread(target=self._work_forever, name="worker")
@@ -150,9 +169,13 @@ class Worker:
 
     def tick(self) -> None:
         """End the role when its loop has ended."""
-        if self._failure is not None:
-            raise self._failure
+        for failure in (self._failure, self._ahead.broken_by):
+            if failure is not None:
+                raise failure
         self._context.metrics.prepared_bytes.set(self._ahead.held_bytes)
+        if self._context.ledger.now() - self._files_seen_at > FILES_EVERY_S:
+            self._files_seen_at = self._context.ledger.now()
+            self._look_at_model_files()
 
     def use(self, config: Config) -> None:
         """Load what is new; keep old models while jobs still name them."""
@@ -179,13 +202,21 @@ class Worker:
         self._bell.close()
         self._arrivals.close()
 
+    def _look_at_model_files(self) -> None:
+        cards = [model.card for model in self._models.values()]
+        for name, is_changed in self._files.changed(cards).items():
+            self._context.metrics.model_file_changed.labels(name).set(is_changed)
+            if is_changed and name not in self._told_of:
+                self._context.log.error(Event.MODEL_FILE_CHANGED, model=name)
+            (self._told_of.add if is_changed else self._told_of.discard)(name)
+
     def _report_models(self) -> None:
         metrics = self._context.metrics
         for model in self._models.values():
             card = model.card
             metrics.device.labels(card.name, self._device.name, model.provider).set(1)
             metrics.model_cost_seconds.labels(card.name).set(
-                max(model.costs.explained_s.values(), default=model.costs.plain_s)
+                max(model.costs.seconds(name, 1) for name in model.costs.runs_s)
             )
             for explainer, test in model.self_tests.items():
                 self._context.log.info(
@@ -207,7 +238,7 @@ class Worker:
                 if job is None:
                     self._bell.wait(self._pause_s())
                 else:
-                    self._work(job)
+                    self._work(job, *self._companions(job))
         except BaseException as error:  # noqa: BLE001  # handed to tick, which ends the role
             self._failure = error
 
@@ -222,36 +253,106 @@ class Worker:
         while not self._stopping.is_set():
             try:
                 while arrived := self._context.ledger.jobs.incoming(last, _ARRIVALS_AT_ONCE):
-                    last = arrived[-1][0]
-                    self._ahead.expect([instance for _, instance in arrived])
+                    last = arrived[-1].number
+                    for each in arrived:
+                        self._ahead.expect(each.instance, each.priority)
             except TransientError as error:
                 self._context.log.exception(Event.LEDGER_BUSY, error)
             self._arrivals.wait(POLL_S)
 
-    def _work(self, job: Job) -> None:
-        """One job: done, failed, or given back."""
+    def _companions(self, job: Job) -> list[Job]:
+        """More routine jobs about single images for the same runs on the device, if that pays."""
+        model = self._models.get(job.model_digest)
+        if (
+            model is None
+            or job.priority is Priority.STAT
+            or job.unit.per is not Per.INSTANCE
+            or not all(map(model.costs.gains_from_sharing, model.costs.runs_s))
+        ):
+            return []
+        found: list[Job] = []
+        while len(found) + 1 < min(map(model.costs.batch_size, model.costs.runs_s)):
+            another = self._context.ledger.jobs.claim(LEASE_S, like=job)
+            if another is None:
+                break
+            found.append(another)
+        return found
+
+    def _work(self, *jobs: Job) -> None:
+        """Jobs of one model and route, in shared runs: each done, failed, or given back."""
         context = self._context
         now = context.ledger.now()
-        watch = _Watch(job)
-        self._watch = watch
-        self._observe(watch, Stage.QUEUE, now - job.ready_at)
+        watches = [_Watch(job, moved_at=now) for job in jobs]
+        self._watches += watches
         context.ledger.ring("sender")  # opens its association while we compute
-        fields = {"job": job.job_id, "route": job.route, "model": job.model}
-        context.log.info(Event.JOB_STARTED, **fields, purpose=job.purpose, attempts=job.attempts)
         try:
-            if job.attempts > MAX_ATTEMPTS:
-                raise StudyError(f"{MAX_ATTEMPTS} attempts ended without a result")
-            self._run(watch)
+            begun: list[tuple[_Watch, pipeline.Begun]] = []
+            for watch in watches:
+                with self._answering(watch):
+                    begun.append((watch, self._begin(watch)))
+            shared = self._infer_together([each for _, each in begun])
+            for (watch, each), prediction in zip(begun, shared, strict=True):
+                with self._answering(watch):
+                    self._finish(watch, each, prediction)
+        finally:
+            for watch in watches:
+                self._watches.remove(watch)
+                self._ahead.release(watch.job.job_id)
+
+    @contextmanager
+    def _answering(self, watch: _Watch) -> Iterator[None]:
+        """Whatever goes wrong inside is the answer to this job alone."""
+        job = watch.job
+        try:
+            yield
         except TransientError as error:
             self._retry(job, str(error))
         except (StudyError, ConfigError) as error:
             self._fail(watch, str(error), error)
         except Exception as error:  # one odd study must not end the role
-            context.log.exception(Event.JOB_FAILED, error, **fields)
+            self._context.log.exception(
+                Event.JOB_FAILED, error, job=job.job_id, route=job.route, model=job.model
+            )
             self._retry(job, f"internal error: {type(error).__name__}")
-        finally:
-            self._watch = None
-            self._ahead.release(job.job_id)
+
+    def _begin(self, watch: _Watch) -> pipeline.Begun:
+        job, context = watch.job, self._context
+        self._observe(watch, Stage.QUEUE, watch.moved_at - job.ready_at)
+        context.log.info(
+            Event.JOB_STARTED,
+            job=job.job_id,
+            route=job.route,
+            model=job.model,
+            purpose=job.purpose,
+            attempts=job.attempts,
+        )
+        if job.attempts > MAX_ATTEMPTS:
+            raise StudyError(f"{MAX_ATTEMPTS} attempts ended without a result")
+        model = self._model(job)
+        deadline = Deadline(job.deadline_at, job.deadline_at - job.ready_at, context.ledger.now)
+        return pipeline.begin(job, model, deadline, self._tools(watch, model))
+
+    def _infer_together(self, units: Sequence[pipeline.Begun]) -> Sequence[Prediction | None]:
+        """Predictions from shared runs; None for all where they do not fit, or one spoils them."""
+        kinds = {(unit.model.card.digest, unit.choice.explainer) for unit in units}
+        if len(units) > 1 and len(kinds) == 1:
+            # what went wrong is found again, and told, by the one that it belongs to
+            with suppress(StudyError, TransientError):
+                return pipeline.infer(units)
+        return [None] * len(units)
+
+    def _give_way(self, watch: _Watch) -> None:
+        """Do what is more urgent than the job in hand: STAT overtakes routine, and nothing STAT."""
+        watch.moved_at = started = self._context.ledger.now()
+        if watch.job.priority is Priority.STAT:
+            return
+        while not self._stopping.is_set():
+            urgent = self._context.ledger.jobs.claim(LEASE_S, only=Priority.STAT)
+            if urgent is None:
+                break
+            self._work(urgent)
+        watch.moved_at = self._context.ledger.now()
+        watch.overtaken_s += watch.moved_at - started
 
     def _retry(self, job: Job, reason: str) -> None:
         delay_s = RETRY_S * 2 ** (job.attempts - 1)
@@ -260,13 +361,11 @@ class Worker:
             Event.JOB_RETRIED, job=job.job_id, reason=reason, attempts=job.attempts, delay_s=delay_s
         )
 
-    def _run(self, watch: _Watch) -> None:
-        job, context = watch.job, self._context
-        model = self._model(job)
-        tools = self._tools(watch, model)
-        route_budget_s = job.deadline_at - job.ready_at
-        deadline = Deadline(job.deadline_at, route_budget_s, context.ledger.now)
-        outcome = pipeline.run(job, model, deadline, tools)
+    def _finish(self, watch: _Watch, begun: pipeline.Begun, prediction: Prediction | None) -> None:
+        job, model, context = watch.job, begun.model, self._context
+        if prediction is None:
+            [prediction] = pipeline.infer([begun])
+        outcome = pipeline.finish(begun, prediction)
         results = [self._spooled(job, item) for item in outcome.objects]
         notes = [f"{kind} not made: {reason}" for kind, reason in outcome.skipped]
         notes += [*outcome.problems, *([outcome.degraded] if outcome.degraded else [])]
@@ -358,19 +457,24 @@ class Worker:
 
         @contextmanager
         def stage(which: Stage) -> Iterator[None]:
-            watch.stage = which
-            started = self._context.ledger.now()
+            watch.stage, watch.moved_at = which, self._context.ledger.now()
+            started = self._context.ledger.now() - watch.overtaken_s
             try:
                 yield
             finally:
-                self._observe(watch, which, self._context.ledger.now() - started)
+                own_s = self._context.ledger.now() - watch.overtaken_s - started
+                self._observe(watch, which, own_s)
+
+        def give_way() -> None:
+            self._give_way(watch)
 
         def fix_explainer(explainer: str) -> None:
             self._context.ledger.jobs.fix_explainer(watch.job, explainer)
 
         return pipeline.Tools(
             read=read,
-            prepared=lambda instances: self._ahead.take(watch.job.job_id, instances),
+            prepared=lambda: self._ahead.take(watch.job, give_way),
+            give_way=give_way,
             destinations=self._config.service.destinations,
             stage=stage,
             fix_explainer=fix_explainer,
@@ -460,19 +564,35 @@ class Worker:
     def _watch_forever(self) -> None:
         renewed_at = 0.0
         while not self._stopping.wait(WATCH_EVERY_S):
-            watch = self._watch
-            if watch is None:
-                continue
             now = self._context.ledger.now()
-            try:
-                if now - renewed_at > LEASE_S / 4:
-                    renewed_at = now
-                    watch.is_lost = not self._context.ledger.jobs.renew(watch.job, LEASE_S)
-                if now > watch.job.deadline_at and not watch.is_overdue:
-                    watch.is_overdue = True
-                    self._note_overdue(watch)
-            except DicomXaiError as error:
-                self._context.log.exception(Event.LEASE_LOST, error, job=watch.job.job_id)
+            moving = max(self._watches, key=lambda watch: watch.moved_at, default=None)
+            if moving is not None and now - moving.moved_at > WEDGED_AFTER_S:
+                self._end_wedged(moving)
+            is_due = now - renewed_at > LEASE_S / 4
+            for watch in list(self._watches):
+                try:
+                    if is_due:
+                        self._context.ledger.jobs.renew(watch.job, LEASE_S)
+                        renewed_at = now
+                    if now > watch.job.deadline_at and not watch.is_overdue:
+                        watch.is_overdue = True
+                        self._note_overdue(watch)
+                except DicomXaiError as error:
+                    self._context.log.exception(Event.LEASE_LOST, error, job=watch.job.job_id)
+
+    def _end_wedged(self, watch: _Watch) -> None:
+        """End the process: a thread that hangs in a device's driver cannot be ended alone.
+
+        The claim is free as soon as the process is gone; the job counts one more attempt.
+        """
+        self._context.log.error(
+            Event.WORKER_WEDGED,
+            job=watch.job.job_id,
+            route=watch.job.route,
+            stage=watch.stage,
+            elapsed_s=WEDGED_AFTER_S,
+        )
+        os._exit(1)
 
     def _note_overdue(self, watch: _Watch) -> None:
         job = watch.job

@@ -13,7 +13,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import compiler, decode, encode, explain, receive, triage, volumes
+from tests.bench import (
+    compiler,
+    decode,
+    encode,
+    explain,
+    hour,
+    receive,
+    series,
+    triage,
+    volumes,
+)
 
 PARTS = {
     "explain": explain.run,
@@ -23,6 +33,8 @@ PARTS = {
     "receive": receive.run,
     "volumes": volumes.run,
     "triage": triage.run,
+    "series": series.run,
+    "hour": hour.run,
 }
 
 

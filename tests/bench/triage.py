@@ -30,7 +30,9 @@ def run(folder: Path) -> Table:
             findings = {CHEST_FINDINGS[number % len(CHEST_FINDINGS)]} if number % 4 else set()
             phantom = chest(rng, findings=findings, matrix=MATRIX)
             site.send(phantom.files)
-            for name, seconds in _wait(site, str(phantom.datasets[0].StudyInstanceUID)).items():
+            for name, seconds in wait_for_triage(
+                site, str(phantom.datasets[0].StudyInstanceUID)
+            ).items():
                 parts.setdefault(name, []).append(seconds)
     for name, values in parts.items():
         cells = [percentile(values, p) * 1e3 for p in (50, 95, 99, 100)]
@@ -38,7 +40,7 @@ def run(folder: Path) -> Table:
     return table
 
 
-def _wait(site: Site, study_instance_uid: str) -> dict[str, float]:
+def wait_for_triage(site: Site, study_instance_uid: str) -> dict[str, float]:
     """Seconds of each part of the study's only job, once the PACS holds its objects."""
     ledger = site.ledger()
     try:

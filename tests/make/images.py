@@ -70,7 +70,15 @@ def a_frame(
     ds = an_object(np.zeros(array.shape, dtype=np.int16), **attributes)
     del ds.PixelData
     mask = None if valid is None else torch.as_tensor(np.asarray(valid, dtype=bool))
-    return Frame(an_instance(ds), ds, number, torch.from_numpy(array), mask)
+    rows, columns = array.shape
+    return Frame(
+        an_instance(ds),
+        ds,
+        number,
+        (rows, columns),
+        lambda: torch.from_numpy(array),
+        lambda: mask,
+    )
 
 
 def a_slice(

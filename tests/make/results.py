@@ -9,6 +9,7 @@ import hashlib
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -259,7 +260,8 @@ def volume_of(files: Sequence[bytes], spacing_mm: float | None = None) -> Volume
         shape = (int(ds.Rows), int(ds.Columns))
         made = instance(file)
         count = int(ds.get("NumberOfFrames", 1) or 1)
-        frames += [Frame(made, ds, n + 1, torch.zeros(shape)) for n in range(count)]
+        black = partial(torch.zeros, shape)
+        frames += [Frame(made, ds, n + 1, shape, black, lambda: None) for n in range(count)]
     positions = tuple(spacing_mm * i for i in range(len(frames))) if spacing_mm else ()
     return Volume(tuple(frames), Geometry(positions_mm=positions, slice_spacing_mm=spacing_mm))
 

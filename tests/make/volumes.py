@@ -81,7 +81,8 @@ def a_painted_slice(
         ImageOrientationPatient=[f"{value:.9f}" for value in (*turn[:, 0], *turn[:, 1])],
         PixelSpacing=list(spacing),
     )
-    return replace(frame, values=torch.from_numpy(values.astype(np.float32)))
+    made = torch.from_numpy(values.astype(np.float32))
+    return replace(frame, size=(made.shape[0], made.shape[1]), make_values=lambda: made)
 
 
 def trilinear(values: Array, at: Array) -> Array:

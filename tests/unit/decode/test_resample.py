@@ -159,7 +159,7 @@ def test_padding_holds_the_lowest_value() -> None:
     volume = a_stack(lambda p: np.full(p.shape[:-1], 1e6), turn=np.eye(3), heights=EVEN)
     valid = torch.ones((20, 16), dtype=torch.bool)
     valid[:10] = False
-    frames = tuple(replace(frame, valid=valid) for frame in volume.frames)
+    frames = tuple(replace(frame, make_valid=lambda: valid) for frame in volume.frames)
     inputs = model_inputs(replace(volume, frames=frames), a_spec((4, 10, 4), (1, 1, 1)))
     assert (inputs.images[0, 0, :, :4] == 0).all()
     assert (inputs.images[0, 0, :, -4:] == 1).all()

@@ -14,7 +14,6 @@ from onnx import numpy_helper
 from dicom_xai.errors import ModelCardError, StudyError
 from dicom_xai.explain import EXPLAINERS
 from dicom_xai.explain.served import ServedModel
-from dicom_xai.infer.model import BATCH_SIZE
 from dicom_xai.infer.session import Device, Session
 from dicom_xai.study import Inputs, Placement
 
@@ -50,7 +49,7 @@ def test_the_prediction_is_bit_identical_to_the_plain_models(served):
     assert test.largest_difference == 0
     assert set(test.backward_nodes) == {"CPUExecutionProvider"}
     plain = Session(onnx.load(served.card.file).SerializeToString(), CPU, 1)
-    batch = images(served, 3)
+    batch = images(served, served.costs.batch_size("grad-cam"))
     expected = torch.sigmoid(plain.run({"image": batch.images})["logits"]).numpy()
     found = served.predict(batch, "grad-cam")
     assert np.array_equal(found.scores, expected)
@@ -65,7 +64,7 @@ def test_one_run_gives_scores_maps_and_the_class_each_map_explains(served):
 
 
 def test_a_long_series_is_run_in_batches_with_the_same_answer_for_each_image(served):
-    batch = images(served, BATCH_SIZE + 3)
+    batch = images(served, served.costs.batch_size("grad-cam") + 3)
     together = served.predict(batch, "grad-cam")
     alone = served.predict(part(batch, slice(-1, None)), "grad-cam")
     # another batch size may block convolutions differently: last bits of float32
@@ -74,8 +73,27 @@ def test_a_long_series_is_run_in_batches_with_the_same_answer_for_each_image(ser
 
 
 def test_it_gives_way_after_each_run_on_the_device(served):
-    run = served.batches(images(served, 2 * BATCH_SIZE + 1), "")
-    assert list(run) == [BATCH_SIZE, 2 * BATCH_SIZE, 2 * BATCH_SIZE + 1]
+    size = served.costs.batch_size("")
+    run = served.batches([images(served, 2 * size + 1)], "")
+    assert list(run) == [size, 2 * size, 2 * size + 1]
+
+
+def test_units_that_share_runs_get_each_its_own_answer(served):
+    whole = images(served, 7)
+    units = [part(whole, slice(0, 1)), part(whole, slice(1, 6)), part(whole, slice(6, 7))]
+    run = served.batches(units, "grad-cam")
+    try:
+        while True:
+            next(run)
+    except StopIteration as end:
+        together = end.value
+    for unit, found in zip(units, together, strict=True):
+        alone = served.predict(unit, "grad-cam")
+        # another batch size may block convolutions differently: last bits of float32
+        assert np.allclose(found.scores, alone.scores, atol=1e-6)
+        assert np.array_equal(found.target_classes, alone.target_classes)
+        assert torch.allclose(found.raw_maps, alone.raw_maps, rtol=1e-4, atol=1e-7)
+        assert found.placements == unit.placements
 
 
 def test_a_prediction_without_explanation_has_no_maps(served):
@@ -126,5 +144,5 @@ def test_a_graph_whose_prediction_differs_is_refused(cxr_card, monkeypatch):
 
 
 def test_costs_are_measured_for_one_image(served):
-    assert 0 < served.costs.plain_s < 10
-    assert set(served.costs.explained_s) == {"grad-cam"}
+    assert set(served.costs.runs_s) == {"", "grad-cam"}
+    assert all(0 < served.costs.seconds(name, 3) < 10 for name in served.costs.runs_s)

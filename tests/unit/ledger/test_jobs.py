@@ -358,9 +358,10 @@ def test_incoming_gives_each_instance_of_a_waiting_unit_once_and_in_order(ledger
     for instance in arrivals[:2]:
         receive(ledger, instance, wanted(instance))
     first = ledger.jobs.incoming(0, 10)
-    assert [instance for _, instance in first] == arrivals[:2]
+    assert [incoming.instance for incoming in first] == arrivals[:2]
     receive(ledger, arrivals[2], wanted(arrivals[2]))
-    assert [instance for _, instance in ledger.jobs.incoming(first[-1][0], 10)] == arrivals[2:]
+    later = ledger.jobs.incoming(first[-1].number, 10)
+    assert [incoming.instance for incoming in later] == arrivals[2:]
 
 
 def test_incoming_leaves_out_units_that_are_ready_or_held_by_another(
@@ -369,9 +370,19 @@ def test_incoming_leaves_out_units_that_are_ready_or_held_by_another(
     queue(ledger, 1)  # fires at once
     waiting_one = an_instance(2, series=2)
     receive(ledger, waiting_one, wanted(waiting_one))
-    assert [instance for _, instance in ledger.jobs.incoming(0, 10)] == [waiting_one]
+    assert [incoming.instance for incoming in ledger.jobs.incoming(0, 10)] == [waiting_one]
     another_process(ledger, tmp_path)
     assert ledger.jobs.incoming(0, 10) == []
+
+
+def test_incoming_says_which_instances_an_urgent_route_wants(ledger: Ledger) -> None:
+    instance = an_instance(1)
+    stat = replace(wanted(instance, route="stat"), route_json='{"priority": "stat"}')
+    receive(ledger, instance, wanted(instance, route="calm"), stat)
+    calm = an_instance(2, series=2)
+    receive(ledger, calm, wanted(calm, route="calm"))
+    found = {item.instance: item.priority for item in ledger.jobs.incoming(0, 10)}
+    assert found == {instance: Priority.STAT, calm: Priority.ROUTINE}
 
 
 def test_a_job_is_left_to_its_holder_for_a_moment_and_then_taken(
@@ -398,3 +409,16 @@ def test_only_jobs_of_the_asked_priority_are_claimed(ledger: Ledger) -> None:
     job = ledger.jobs.claim(LEASE_S, only=Priority.STAT)
     assert job is not None
     assert job.instances == (an_instance(2),)
+
+
+def test_a_job_like_another_has_its_route_model_and_level(ledger: Ledger) -> None:
+    queue(ledger, 1, route="a")
+    queue(ledger, 2, route="b")
+    queue(ledger, 3, route="a", digest="m2")
+    queue(ledger, 4, route="a")
+    first = claimed(ledger)
+    assert (first.route, first.model_digest) == ("a", "m1")
+    alike = ledger.jobs.claim(LEASE_S, like=first)
+    assert alike is not None
+    assert alike.instances == (an_instance(4),)
+    assert ledger.jobs.claim(LEASE_S, like=first) is None

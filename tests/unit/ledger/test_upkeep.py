@@ -320,6 +320,7 @@ def a_day(ledger: Ledger) -> None:
     upkeep.overdue()
     upkeep.next_deadline_at()
     upkeep.depths()
+    upkeep.stored_bytes()
     upkeep.release_dead()
     upkeep.expire(0.0, 0.0)
     upkeep.is_known_key("0" * 32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import psutil
 import pytest
 
 from dicom_xai.decode.pixels import decode
-from dicom_xai.errors import DecodeError, StudyError
+from dicom_xai.errors import DecodeError, StudyError, TransientError
+from dicom_xai.prepare import Prepared
 from dicom_xai.service.ahead import Ahead
-from dicom_xai.study import Instance, Sender
+from dicom_xai.study import Instance, Job, Per, Priority, Purpose, Sender, Unit
 from tests.make.studies import a_head, changed
 
 TIMEOUT_S = 30.0
@@ -27,6 +29,32 @@ def a_slice() -> bytes:
 
 def an_instance(name: str) -> Instance:
     return Instance(name, "", "", "", "", name, "0" * 64, 0, Sender("", "", ""))
+
+
+def take(ahead: Ahead, job_id: int, instances: list[Instance], **job: object) -> list[Prepared]:
+    """What a job waits for."""
+    return ahead.take(a_job(job_id, instances, **job), meanwhile=lambda: None)
+
+
+def a_job(job_id: int, instances: list[Instance], priority: Priority = Priority.ROUTINE) -> Job:
+    return Job(
+        job_id=job_id,
+        token=1,
+        unit=Unit(Per.SERIES, "1.2", "1.3"),
+        route="",
+        route_json="",
+        model="",
+        model_digest="",
+        purpose=Purpose.TRIAGE,
+        generation=0,
+        priority=priority,
+        ready_at=0.0,
+        deadline_at=0.0,
+        created_at="",
+        explainer="",
+        attempts=1,
+        instances=tuple(instances),
+    )
 
 
 class Files:
@@ -81,7 +109,7 @@ def children() -> list[psutil.Process]:
 def test_what_comes_back_equals_decoding_here(ahead: Ahead, files: Files) -> None:
     slices = a_head(3).files
     instances = [files.add(f"slice-{i}", data) for i, data in enumerate(slices)]
-    prepared = ahead.take(1, instances)
+    prepared = take(ahead, 1, instances)
     for data, made in zip(slices, prepared, strict=True):
         here = decode(data)
         np.testing.assert_array_equal(made.decoded.stored, here.stored)
@@ -91,16 +119,16 @@ def test_what_comes_back_equals_decoding_here(ahead: Ahead, files: Files) -> Non
 
 def test_an_object_is_prepared_once_however_often_it_is_wanted(ahead: Ahead, files: Files) -> None:
     instance = files.add("slice", a_slice())
-    ahead.expect([instance])
-    ahead.take(1, [instance])
-    ahead.take(2, [instance])
+    ahead.expect(instance, Priority.ROUTINE)
+    take(ahead, 1, [instance])
+    take(ahead, 2, [instance])
     assert files.opened == ["slice"]
 
 
 def test_what_the_last_job_releases_is_forgotten(ahead: Ahead, files: Files) -> None:
     instance = files.add("slice", a_slice())
-    ahead.take(1, [instance])
-    ahead.take(2, [instance])
+    take(ahead, 1, [instance])
+    take(ahead, 2, [instance])
     ahead.release(1)
     assert ahead.held_bytes > 0
     ahead.release(2)
@@ -110,19 +138,19 @@ def test_what_the_last_job_releases_is_forgotten(ahead: Ahead, files: Files) -> 
 def test_a_file_that_cannot_be_decoded_says_why(ahead: Ahead, files: Files) -> None:
     instance = files.add("odd", changed(a_slice(), BitsStored=99))
     with pytest.raises(DecodeError, match="BitsStored: 99"):
-        ahead.take(1, [instance])
+        take(ahead, 1, [instance])
 
 
 def test_a_file_that_is_gone_fails_its_study_only(ahead: Ahead, files: Files) -> None:
     with pytest.raises(StudyError, match="gone from the spool"):
-        ahead.take(1, [an_instance("gone")])
-    assert ahead.take(2, [files.add("slice", a_slice())])
+        take(ahead, 1, [an_instance("gone")])
+    assert take(ahead, 2, [files.add("slice", a_slice())])
 
 
 def test_a_process_that_dies_once_is_replaced_and_the_object_tried_again(
     ahead: Ahead, files: Files
 ) -> None:
-    ahead.take(1, [files.add("first", a_slice())])
+    take(ahead, 1, [files.add("first", a_slice())])
     [victim] = children()
 
     def kill_it() -> None:
@@ -130,7 +158,7 @@ def test_a_process_that_dies_once_is_replaced_and_the_object_tried_again(
         victim.send_signal(signal.SIGSEGV)
 
     files.before = kill_it
-    assert ahead.take(2, [files.add("second", a_slice())])
+    assert take(ahead, 2, [files.add("second", a_slice())])
     assert files.deaths == [f"was ended by signal {signal.SIGSEGV.value}"]
 
 
@@ -138,7 +166,7 @@ def test_a_process_that_dies_once_is_replaced_and_the_object_tried_again(
 def test_an_object_that_kills_its_process_twice_is_given_up_alone(
     ahead: Ahead, files: Files
 ) -> None:
-    ahead.take(1, [files.add("first", a_slice())])
+    take(ahead, 1, [files.add("first", a_slice())])
 
     def kill_it() -> None:
         for child in children():
@@ -146,14 +174,14 @@ def test_an_object_that_kills_its_process_twice_is_given_up_alone(
 
     files.before = kill_it
     with pytest.raises(DecodeError, match="signal 9, 2 times"):
-        ahead.take(2, [files.add("bad", a_slice())])
+        take(ahead, 2, [files.add("bad", a_slice())])
     files.before = lambda: None
-    assert ahead.take(9, [files.add("good", a_slice())])
+    assert take(ahead, 9, [files.add("good", a_slice())])
 
 
 @pytest.mark.parametrize("ahead", [{"timeout_s": 3.0}], indirect=True)
 def test_a_process_that_hangs_is_killed_after_its_time(ahead: Ahead, files: Files) -> None:
-    ahead.take(1, [files.add("first", a_slice())])
+    take(ahead, 1, [files.add("first", a_slice())])
 
     def stop_it() -> None:
         files.before = lambda: None
@@ -161,7 +189,7 @@ def test_a_process_that_hangs_is_killed_after_its_time(ahead: Ahead, files: File
             child.suspend()
 
     files.before = stop_it
-    assert ahead.take(2, [files.add("second", a_slice())])
+    assert take(ahead, 2, [files.add("second", a_slice())])
     assert files.deaths == ["did not answer in time"]
 
 
@@ -169,13 +197,13 @@ def test_a_process_that_hangs_is_killed_after_its_time(ahead: Ahead, files: File
 def test_beyond_the_memory_bound_only_claimed_work_goes_on(ahead: Ahead, files: Files) -> None:
     data = a_head(3).files
     first, second, third = (files.add(f"slice-{i}", item) for i, item in enumerate(data))
-    ahead.take(1, [first])  # fills the bound
-    ahead.expect([second])
-    ahead.take(2, [third])
+    take(ahead, 1, [first])  # fills the bound
+    ahead.expect(second, Priority.ROUTINE)
+    take(ahead, 2, [third])
     assert files.opened == ["slice-0", "slice-2"]
     ahead.release(1)
     ahead.release(2)
-    ahead.take(3, [second])
+    take(ahead, 3, [second])
     assert files.opened == ["slice-0", "slice-2", "slice-1"]
 
 
@@ -183,11 +211,68 @@ def test_beyond_the_memory_bound_only_claimed_work_goes_on(ahead: Ahead, files: 
 @pytest.mark.parametrize("ahead", [{"limit_bytes": 2**16}], indirect=True)
 def test_an_object_beyond_the_limit_is_refused_by_arithmetic(ahead: Ahead, files: Files) -> None:
     with pytest.raises(DecodeError, match="the limit is 65536"):
-        ahead.take(1, [files.add("large", changed(a_slice(), Rows=256, Columns=65535))])
+        take(ahead, 1, [files.add("large", changed(a_slice(), Rows=256, Columns=65535))])
 
 
 def test_the_processes_end_with_their_asker(ahead: Ahead, files: Files) -> None:
-    ahead.take(1, [files.add("slice", a_slice())])
+    take(ahead, 1, [files.add("slice", a_slice())])
     assert children()
     ahead.stop()
     assert not children()
+
+
+def test_stat_goes_first_and_what_a_job_waits_for_before_what_is_only_expected(
+    ahead: Ahead, files: Files
+) -> None:
+    names = ("first", "expected", "expected-stat", "claimed", "claimed-stat")
+    instances = {name: files.add(name, a_slice()) for name in names}
+    is_held, gate = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        files.before = lambda: None
+        is_held.set()
+        assert gate.wait(TIMEOUT_S)
+
+    files.before = hold
+    ahead.expect(instances["first"], Priority.ROUTINE)
+    assert is_held.wait(TIMEOUT_S)
+    ahead.expect(instances["expected"], Priority.ROUTINE)
+    ahead.expect(instances["expected-stat"], Priority.STAT)
+    asked = threading.Barrier(3)
+
+    def job(number: int, name: str, priority: Priority) -> None:
+        # what is called meanwhile is called once the job's wish is known
+        def meanwhile() -> None:
+            if not gate.is_set():
+                asked.wait(TIMEOUT_S)
+
+        ahead.take(a_job(number, [instances[name]], priority), meanwhile)
+
+    jobs = [
+        threading.Thread(target=job, args=(1, "claimed", Priority.ROUTINE)),
+        threading.Thread(target=job, args=(2, "claimed-stat", Priority.STAT)),
+    ]
+    for thread in jobs:
+        thread.start()
+    asked.wait(TIMEOUT_S)
+    gate.set()
+    for thread in jobs:
+        thread.join(TIMEOUT_S)
+    take(ahead, 3, [instances["expected"]])
+    assert files.opened == ["first", "claimed-stat", "expected-stat", "claimed", "expected"]
+
+
+def test_a_job_that_waits_when_the_worker_stops_is_retried(ahead: Ahead, files: Files) -> None:
+    files.before = threading.Thread(target=ahead.stop).start
+    with pytest.raises(TransientError, match="stops"):
+        take(ahead, 1, [files.add("slice", a_slice())])
+
+
+def test_trouble_of_our_own_is_not_taken_for_a_bad_file(ahead: Ahead, files: Files) -> None:
+    def fail() -> None:
+        raise OSError("no more descriptors")
+
+    files.before = fail
+    with pytest.raises(TransientError, match="stops"):
+        take(ahead, 1, [files.add("slice", a_slice())])
+    assert isinstance(ahead.broken_by, OSError)

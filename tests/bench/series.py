@@ -1,0 +1,111 @@
+"""Ready to accepted by the PACS for CT series, by transfer syntax and by number of slices."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import psutil
+from pydicom import dcmread
+from pydicom.encaps import encapsulate
+from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless
+from rich.table import Table
+
+from dicom_xai.demo.phantom import head_ct, to_bytes
+from dicom_xai.demo.site import Site
+from tests.bench.timing import percentile
+from tests.bench.triage import wait_for_triage
+
+MATRIX = 512
+SLICES = 300
+COUNTS = (50, 100, 300, 600)
+REPEATS = 5
+STAGES = ("queue", "decode", "infer", "explain", "encode", "deliver")
+
+_ENCODERS: dict[UID, Callable[[np.ndarray], bytes] | None] = {
+    ExplicitVRLittleEndian: None,
+    JPEGLSLossless: imagecodecs.jpegls_encode,
+    JPEG2000Lossless: lambda image: imagecodecs.jpeg2k_encode(
+        image, codecformat="j2k", reversible=True, level=0
+    ),
+}
+
+
+def run(folder: Path) -> Table:
+    """Percentiles of triage latency and of each stage, with peak memory of all roles."""
+    table = Table(title=f"head CT of {MATRIX} x {MATRIX}: ready to accepted, ms, budget 2000")
+    for heading in (
+        "series",
+        "p50",
+        "p95",
+        "queue",
+        "decode",
+        "infer",
+        "encode",
+        "last byte",
+        "MB",
+    ):
+        table.add_column(heading, justify="left" if heading == "series" else "right")
+    volume = head_ct(
+        np.random.default_rng(7), slices=max(COUNTS), matrix=MATRIX, haemorrhage=True
+    ).files
+    with Site(folder / "site") as site:
+        for syntax, encode in _ENCODERS.items():
+            coded = [_coded(file, syntax, encode) for file in volume[:SLICES]]
+            _measure(site, table, f"{SLICES} slices, {syntax.name}", coded)
+        for count in COUNTS:
+            _measure(site, table, f"{count} slices", volume[:count])
+    return table
+
+
+def _measure(site: Site, table: Table, name: str, files: Sequence[bytes]) -> None:
+    parts: dict[str, list[float]] = {}
+    for _ in range(REPEATS):
+        series = renamed(files)
+        site.send(series)
+        uid = str(dcmread(BytesIO(series[0]), stop_before_pixels=True).StudyInstanceUID)
+        for part, seconds in wait_for_triage(site, uid).items():
+            parts.setdefault(part, []).append(seconds)
+    cells = [percentile(parts["triage"], p) for p in (50, 95)]
+    cells += [percentile(parts[stage], 50) for stage in STAGES]
+    table.add_row(name, *(f"{cell * 1e3:.0f}" for cell in cells), f"{peak_mb(site):.0f}")
+
+
+def _coded(file: bytes, syntax: UID, encode: Callable[[np.ndarray], bytes] | None) -> bytes:
+    """The same slice in another transfer syntax."""
+    if encode is None:
+        return file
+    ds = dcmread(BytesIO(file))
+    ds.PixelData = encapsulate([encode(ds.pixel_array)])
+    ds["PixelData"].VR = "OB"
+    ds.file_meta.TransferSyntaxUID = syntax
+    return to_bytes(ds)
+
+
+def renamed(files: Sequence[bytes]) -> list[bytes]:
+    """The same series as another study: new UIDs of the same length, byte for byte elsewhere."""
+    ds = dcmread(BytesIO(files[0]), stop_before_pixels=True)
+    stems = {str(ds.StudyInstanceUID), str(ds.SeriesInstanceUID)}
+    for file in files:
+        stems.add(str(dcmread(BytesIO(file), specific_tags=["SOPInstanceUID"]).SOPInstanceUID))
+    new = {
+        stem.encode(): (stem[:-9] + f"{secrets.randbelow(10**9 - 10**8) + 10**8}").encode()
+        for stem in stems
+    }
+    pattern = re.compile(b"|".join(sorted(new, key=len, reverse=True)))
+    head = 4096  # patient, study and series elements lie before the pixels
+    return [pattern.sub(lambda match: new[match[0]], file[:head]) + file[head:] for file in files]
+
+
+def peak_mb(site: Site) -> float:
+    """Sum over all of the service's processes of the most that each has held."""
+    total = 0
+    for process in (root := psutil.Process(site.pid), *root.children(recursive=True)):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        total += int(next(line for line in status.splitlines() if "VmHWM" in line).split()[1])
+    return total / 1024
