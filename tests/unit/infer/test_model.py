@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from dicom_xai.config import InputKind, ModelCard, parse
 from dicom_xai.errors import ModelCardError
-from dicom_xai.infer.model import BATCH_SIZE, Model, exposing, read_model
+from dicom_xai.infer.model import LARGEST_BATCH, Model, exposing, read_model
 from dicom_xai.infer.session import Device, Session
 from tests.make.models import SEGMENTERS, write_segmenters
 
@@ -154,7 +154,7 @@ def test_a_segmentation_gives_a_value_for_each_cell(segmenters, name):
     raw = model.session.run({"image": image})[model.output_name]
     assert model.scores(raw).shape == (1, 1, *spec.size)
     assert model.is_segmentation
-    assert model.batch_size == (1 if len(spec.size) == 3 else BATCH_SIZE)
+    assert model.largest_batch == (1 if len(spec.size) == 3 else LARGEST_BATCH)
 
 
 def test_a_segmentation_on_another_grid_is_refused(segmenters):
