@@ -102,7 +102,7 @@ def storescp(folder: Path, *options: str) -> Iterator[int]:
     with socket.create_server((HOST, 0)) as probe:
         port = int(probe.getsockname()[1])
     process = subprocess.Popen(
-        ["storescp", "-v", "-od", str(folder), *options, str(port)],
+        [program("storescp") or "storescp", "-v", "-od", str(folder), *options, str(port)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
