@@ -36,9 +36,12 @@ def compose(
     """
     rows, columns = display.shape[1:]
     canvases = [
-        torch.zeros(layout.height, layout.width, 3, dtype=torch.uint8, device=display.device)
+        torch.empty(layout.height, layout.width, 3, dtype=torch.uint8, device=display.device)
         for layout, _ in bands
     ]
+    for canvas in canvases:
+        canvas[rows:] = 0
+        canvas[:, columns:] = 0
     color.composite(display, layers, [canvas[:rows, :columns] for canvas in canvases])
     pictures = []
     for canvas, (layout, band) in zip(canvases, bands, strict=True):
@@ -65,7 +68,9 @@ def compose_stack(
     """
     (rows, columns), layout = display.shape[1:], beside.layout
     size = (len(display), layout.height, layout.width, 3)
-    canvas = torch.zeros(size, dtype=torch.uint8, device=display.device)
+    canvas = torch.empty(size, dtype=torch.uint8, device=display.device)
+    canvas[:, rows:] = 0
+    canvas[:, :, columns:] = 0
     color.composite(display, layers, list(canvas[:, :rows, :columns]))
     pictures = canvas.cpu().numpy()
     top, left = layout.band_top, layout.band_left

@@ -14,7 +14,7 @@ from pydicom.encaps import generate_frames
 from pydicom.uid import UID
 
 from dicom_xai import identity, uids
-from dicom_xai.config import Compression, InputKind
+from dicom_xai.config import Compression, InputKind, SegmentationKind
 from dicom_xai.encode.captures import MAX_PICTURES
 from dicom_xai.encode.color import OUTLINES
 from dicom_xai.encode.note import encode_note
@@ -381,6 +381,84 @@ def test_bits_of_odd_sized_frames_are_padded_with_zero(rows, columns):
         assert ds.PixelData[-1] == 0
     for frame, finding in zip(ds.pixel_array, given.explanation.findings, strict=False):
         assert np.array_equal(frame.astype(bool), (given.heat_of(finding, [0])[0] >= 0.35).numpy())
+
+
+def regions(*kinds: SegmentationKind, compression: Compression = Compression.NONE):
+    return [Planned(ObjectKind.SEG, compression, ("pacs",), region=kind) for kind in kinds]
+
+
+def test_each_kind_of_segmentation_is_an_object_of_its_own():
+    given = ct(segmenting=True)
+    made = encode(given, *regions(*SegmentationKind)).objects
+    assert [read(one).SegmentationType for one in made] == ["BINARY", "FRACTIONAL", "LABELMAP"]
+    assert [one.ordinal for one in made] == [0, 1, 2]
+    assert len({one.series_instance_uid for one in made}) == 3
+
+
+def test_a_segmenting_models_region_is_told_as_its_probability():
+    binary, fractional, _ = map(
+        read, encode(ct(segmenting=True), *regions(*SegmentationKind)).objects
+    )
+    assert binary.ContentDescription == "Model probability >= 0.5"
+    assert fractional.ContentDescription == "Model probability, 255 = 1"
+    for ds in (binary, fractional):
+        (segment,) = ds.SegmentSequence
+        (algorithm,) = segment.SegmentationAlgorithmIdentificationSequence
+        assert "heat" not in algorithm.AlgorithmParameters
+        assert "robability" in segment.SegmentDescription
+
+
+def test_heat_is_never_stored_as_a_fraction():
+    results = encode(ct(), *regions(SegmentationKind.FRACTIONAL, SegmentationKind.BINARY))
+    assert [read(one).SegmentationType for one in results.objects] == ["BINARY"]
+    assert results.skipped == ((ObjectKind.SEG, "the model gives no probability of each pixel"),)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "syntax"),
+    [
+        (SegmentationKind.BINARY, Compression.RLE, "1.2.840.10008.1.2.1"),
+        (SegmentationKind.BINARY, Compression.JPEG, "1.2.840.10008.1.2.1"),
+        (SegmentationKind.LABELMAP, Compression.RLE, "1.2.840.10008.1.2.5"),
+        (SegmentationKind.FRACTIONAL, Compression.RLE, "1.2.840.10008.1.2.5"),
+        (SegmentationKind.FRACTIONAL, Compression.JPEG, "1.2.840.10008.1.2.1"),
+    ],
+)
+def test_a_segmentation_is_compressed_without_loss_or_not_at_all(kind, wanted, syntax):
+    plan = regions(kind, compression=wanted) + regions(kind)
+    made = encode(ct(segmenting=True), *plan).objects
+    assert made[0].transfer_syntax_uid == syntax
+    assert len(made) == len({one.transfer_syntax_uid for one in made})
+
+
+def test_a_label_map_tells_overlapping_heat_apart_by_the_strongest():
+    given = cr(60, 50, positives=3)
+    (made,) = encode(given, *regions(SegmentationKind.LABELMAP)).objects
+    ds = read(made)
+    heat = np.stack([given.heat_of(f, [0])[0].numpy() for f in given.explanation.findings])
+    labels = np.where(heat.max(axis=0) >= 0.35, heat.argmax(axis=0) + 1, 0)
+    assert np.array_equal(ds.pixel_array, labels)
+    assert ds.SegmentsOverlap == "NO"
+    assert [item.SegmentNumber for item in ds.SegmentSequence] == [0, 1, 2, 3]
+
+
+def test_segments_are_numbered_without_gaps_where_a_finding_has_no_pixel():
+    given = cr(60, 50, positives=3)
+    first, second, third = given.explanation.findings
+    assert second.attribution is not None
+    cold = dataclasses.replace(second.attribution, heat=torch.zeros_like(second.attribution.heat))
+    findings = (first, dataclasses.replace(second, attribution=cold), third)
+    changed = dataclasses.replace(
+        given, explanation=dataclasses.replace(given.explanation, findings=findings)
+    )
+    for made in encode(
+        changed, *regions(SegmentationKind.BINARY, SegmentationKind.LABELMAP)
+    ).objects:
+        ds = read(made)
+        labels = [(s.SegmentNumber, s.SegmentLabel) for s in ds.SegmentSequence]
+        assert labels[-2:] == [(1, "Nodule"), (2, "Pneumothorax")]
+        if made.sop_class_uid.endswith("66.7"):
+            assert set(np.unique(ds.pixel_array)) == {0, 1, 2}
 
 
 # ------------------------------------------------------------------ identity

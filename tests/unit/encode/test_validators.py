@@ -93,13 +93,18 @@ CASES = {
 }
 
 
-def encode(given: Case) -> tuple[Encoded, ...]:
+def shape_of(encoded: Encoded) -> tuple[int, int, int]:
+    ds = dcmread(BytesIO(encoded.file), stop_before_pixels=True)
+    return ds.Rows, ds.Columns, 3
+
+
+def encode(given: Case, *plan: Planned) -> tuple[Encoded, ...]:
     return encode_results(
         given.job,
         given.card,
         given.volume,
         given.explanation,
-        ALL,
+        plan or ALL,
         given.described,
         given.display_of,
         given.heat_of,
@@ -155,17 +160,39 @@ def test_the_validator_finds_no_error_in_an_amendment(tmp_path):
     judge(given, [*before, *encode(given)], tmp_path)
 
 
-@pytest.mark.peers
-@pytest.mark.parametrize("compression", Compression)
-def test_another_toolkit_renders_the_picture(compression, tmp_path):
-    given = radiograph()
-    (made,) = (e for e in encode(given)[:3] if e.ordinal == list(Compression).index(compression))
-    source, target = tmp_path / "sc.dcm", tmp_path / "sc.ppm"
-    source.write_bytes(made.file)
-    subprocess.run(["dcmj2pnm", "+op", source, target], check=True, timeout=60)
+def rendered(encoded: Encoded, frame: int, folder: Path, *options: str) -> np.ndarray:
+    """``(rows, columns, 3)`` int: what DCMTK shows of a frame, from 1."""
+    source, target = folder / "object.dcm", folder / "frame.ppm"
+    source.write_bytes(encoded.file)
+    command = ["dcmj2pnm", "+op", "+F", str(frame), *options, source, target]
+    subprocess.run(command, check=True, timeout=60)
     with Image.open(target) as image:
-        shown = np.asarray(image.convert("RGB")).astype(int)
-    plain = dcmread(BytesIO(encode(given)[0].file)).pixel_array
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("compression", Compression)
+def test_another_toolkit_renders_the_picture(compression, layout, tmp_path):
+    given = series()
+    slices = 1 if layout is Layout.SINGLE else 5
+    wanted = {"pacs": compression, "archive": Compression.NONE}
+    plan = [Planned(ObjectKind.SC, c, (to,), layout=layout) for to, c in wanted.items()]
+    made, plain = encode(given, *plan)
+    frames = dcmread(BytesIO(plain.file)).pixel_array.reshape(slices, *shape_of(plain))
+    shown = rendered(made, slices, tmp_path)
     # JPEG at quality 90 moves grey levels at the edges of text; the others not at all
     allowed = 4 if compression is Compression.JPEG else 0
-    assert np.abs(shown - plain).mean() <= allowed
+    assert np.abs(shown - frames[-1]).mean() <= allowed
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("compression", [Compression.NONE, Compression.RLE])
+@pytest.mark.parametrize("kind", SegmentationKind)
+def test_another_toolkit_renders_the_region(kind, compression, tmp_path):
+    given = series(segmenting=True)
+    (made,) = encode(given, Planned(ObjectKind.SEG, compression, ("pacs",), region=kind))
+    pixels = dcmread(BytesIO(made.file)).pixel_array[1].astype(float)
+    shown = rendered(made, 2, tmp_path, "+Wm")  # window from minimum to maximum
+    # one grey level of rounding
+    assert np.abs(shown[..., 0] - pixels * 255 / pixels.max()).max() <= 1
