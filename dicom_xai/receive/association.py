@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 
 #: A data set is handed on in parts of this size.
 PART_BYTES = 131_072
+#: A message that comes more slowly than this, on the whole, is given up. A line of 64 kbit/s, the
+#: slowest that images are sent over, is eight times as fast.
+SLOWEST_BYTES_PER_S = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,8 @@ class Terms:
     acse_timeout_s : float
         The whole A-ASSOCIATE-RQ must be here by then.
     dimse_timeout_s : float
-        A message's next PDU must begin, and each PDU be whole, within it.
+        A message's next PDU must begin, and each PDU be whole, within it; and the whole message
+        within it and the time that its bytes take at `SLOWEST_BYTES_PER_S`.
     network_timeout_s : float
         An association without a request for so long is aborted.
     max_message_bytes : int
@@ -220,20 +224,23 @@ class Association(threading.Thread):
             if kind is not PDU.ASSOCIATE_RQ:
                 raise Breach("malformed-pdu")
             header = bytes((kind, 0)) + length.to_bytes(4, "big")
-            request = negotiation.read_request(header + self._wire.read(length))
+            pdu = header + self._wire.read(length)
         except (TimeoutError, PeerGone):
             raise PeerGone("" if self.is_ending else "no-association-request") from None
-        self.calling_ae_title = request.calling_ae_title
-        self.called_ae_title = request.called_ae_title
+        # the rest of a request takes a thousand times as long to read: not for everybody
+        caller = negotiation.read_caller(pdu)
+        self.calling_ae_title = caller.calling_ae_title
+        self.called_ae_title = caller.called_ae_title
         rejection = (
             self._hooks.admit(self)
-            if request.protocol_version & 1
+            if caller.protocol_version & 1
             else Rejection.PROTOCOL_VERSION  # PS3.8 Table 9-11: bit 0, and no other is tested
         )
         if rejection is not None:
             self._wire.send(negotiation.reject(rejection))
             self._wire.linger()
             return False
+        request = negotiation.read_request(pdu)
         answer, self._contexts = negotiation.accept(request, self._terms.contexts)
         self._max_pdu_bytes = request.max_pdu_bytes
         self._wire.send(answer)
@@ -279,6 +286,7 @@ class Association(threading.Thread):
 
     def _command_set(self, fragment: Fragment) -> bytes:
         context_id, parts, size = fragment.context_id, [], 0
+        begun_s = time.monotonic()
         while True:
             size += fragment.length
             if not fragment.is_command or fragment.context_id != context_id:
@@ -288,6 +296,7 @@ class Association(threading.Thread):
             parts.append(self._wire.read(fragment.length))
             if fragment.is_last:
                 return b"".join(parts)
+            self._check_pace(begun_s, size)
             fragment = self._wire.next_fragment()
 
     def _store(self, command: Command, context: Context, context_id: int) -> Answer:
@@ -302,8 +311,10 @@ class Association(threading.Thread):
         if not self._part:
             self._part = memoryview(bytearray(PART_BYTES))
         part, filled, size = self._part, 0, 0
+        begun_s = time.monotonic()
         is_last = False
         while not is_last:
+            self._check_pace(begun_s, size)
             _, is_command, is_last, left = fragment = self._wire.next_fragment()
             if is_command or fragment.context_id != context_id:
                 raise Breach("malformed-message")
@@ -320,3 +331,9 @@ class Association(threading.Thread):
                 left -= take
         if filled:
             yield part[:filled]
+
+    def _check_pace(self, begun_s: float, size_bytes: int) -> None:
+        """Give up a message that comes a byte at a time."""
+        allowed_s = self._terms.dimse_timeout_s + size_bytes / SLOWEST_BYTES_PER_S
+        if time.monotonic() - begun_s > allowed_s:
+            raise PeerGone("stalled")

@@ -2,8 +2,8 @@
 
 pydicom reads as far as it can: a data set cut in the middle parses without a word, and a server
 built on that answers Success to half an image. So every element is walked here, to the last byte,
-before anything is stored; compressed pixels fragment by fragment. Pixels are never decoded and,
-but in a deflated data set, never copied.
+before anything is stored; compressed pixels fragment by fragment. Pixels are never decoded and
+never copied.
 
 What a walk cannot see: a data set that ends exactly between two elements and holds all that its
 SOP class needs. For image classes that is impossible before PixelData, the last element of use.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 import struct
-import zlib
 from io import BytesIO
 
 from pydicom.datadict import dictionary_VR
@@ -22,7 +21,6 @@ from pydicom.filereader import read_dataset
 from pydicom.uid import UID
 
 from dicom_xai import uids
-from dicom_xai.deflate import inflate
 from dicom_xai.dimse import PIXEL_CLASSES
 from dicom_xai.errors import CannotUnderstandError, DataSetMismatchError
 
@@ -30,11 +28,12 @@ from dicom_xai.errors import CannotUnderstandError, DataSetMismatchError
 MAX_DEPTH = 32
 #: Elements in one data set, nested ones included; an enhanced object of 5000 frames has 400,000.
 MAX_ELEMENTS = 500_000
-#: A header's element longer than this is left out of what `inspect` gives: no route asks for it,
-#: and it may be a document of hundreds of megabytes.
-LONGEST_VALUE_BYTES = 4_000_000
-#: All elements of a header that are shorter than that; real headers stay below 20 MB.
-MAX_HEADER_BYTES = 32_000_000
+#: A header's element or sequence longer than this is left out of what `inspect` gives: no route
+#: asks for it, and it may be a document of hundreds of megabytes, or a million empty items.
+LONGEST_VALUE_BYTES = 32_768
+#: All elements of a header that are shorter than that; real ones stay below 200 kB. As a data set
+#: of pydicom's it takes up to 80 times as much memory.
+MAX_HEADER_BYTES = 640_000
 
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
@@ -73,7 +72,8 @@ def inspect(
     Parameters
     ----------
     data_set : bytes or memoryview
-        As received: no preamble, no file meta. A view is let go of, and mostly not looked at.
+        As received, but inflated: no preamble, no file meta. A view is let go of, and mostly not
+        looked at.
     transfer_syntax_uid : str
         Of the accepted presentation context.
     sop_class_uid, sop_instance_uid : str
@@ -94,8 +94,6 @@ def inspect(
     """
     syntax = UID(transfer_syntax_uid)
     little, implicit = syntax.is_little_endian, syntax.is_implicit_VR
-    if syntax.is_deflated:
-        data_set = _inflated(data_set)
     header_end, pixels, left_out = _walk(data_set, implicit, little, syntax.is_encapsulated)
     encoded = _without(data_set, header_end, left_out)
     try:
@@ -106,13 +104,6 @@ def inspect(
     if sop_class_uid in PIXEL_CLASSES:
         _check_pixels(header, little, pixels, syntax.is_encapsulated)
     return header
-
-
-def _inflated(data_set: bytes | memoryview) -> bytes:
-    try:
-        return inflate(data_set)
-    except zlib.error as error:
-        raise CannotUnderstandError(f"the deflated data set cannot be read: {error}") from error
 
 
 def file_meta(
@@ -173,7 +164,7 @@ def _walk(
     stack: list[tuple[int | None, int, bool, bool]] = []
     end: int | None = size
     limit, is_sequence = size, False
-    position = elements = 0
+    position = elements = root_start = 0
     header_end: int | None = None
     pixels: int | None = None
     seen: set[int] = set()
@@ -188,6 +179,11 @@ def _walk(
         start = position
         if limit - position < 8:
             raise _not_whole(start, "an element's tag and length", 8, limit - position)
+        elements += 1  # items too: a million empty ones are a million objects to a reader
+        if elements > MAX_ELEMENTS:
+            raise CannotUnderstandError(
+                f"more than {MAX_ELEMENTS} elements, at most so many are read"
+            )
 
         if is_sequence:
             group, element, length = tag_and_length(data, position)
@@ -203,6 +199,9 @@ def _walk(
                 is_sequence = False
             elif tag == _SEQUENCE_END and end is None and length == 0:
                 end, limit, is_sequence, implicit = stack.pop()
+                is_long = position - root_start > LONGEST_VALUE_BYTES
+                if is_long and not stack and header_end is None:
+                    left_out.append((root_start, position))
             else:
                 raise CannotUnderstandError(
                     f"byte {start}: found {_name(tag)} where a sequence item was wanted"
@@ -230,11 +229,6 @@ def _walk(
                     )
                 (length,) = long_length(data, position - 4)
         tag = group << 16 | element
-        elements += 1
-        if elements > MAX_ELEMENTS:
-            raise CannotUnderstandError(
-                f"more than {MAX_ELEMENTS} elements, at most so many are read"
-            )
 
         if group == 0xFFFE:
             if tag != _ITEM_END or not stack or end is not None or length:
@@ -253,6 +247,7 @@ def _walk(
                     "elements in ascending order were wanted"
                 )
             seen.add(tag)
+            root_start = start
             if header_end is None and group >= _PIXEL_GROUP:
                 header_end = start
             if tag in _BULK:

@@ -39,6 +39,15 @@ _MALFORMED = (
 )
 _ACCEPTED = 0x00
 
+# PS3.8 Table 9-11: header, protocol version, reserved, called and calling AE title, reserved
+_FIXED = struct.Struct(">6xH2x16s16s")
+_ITEMS_AT = 74
+_ITEM = struct.Struct(">BxH")
+_PRESENTATION_CONTEXT, _USER_INFORMATION = 0x20, 0x50
+_MOST_CONTEXTS = 128
+#: Of 128 contexts with 60 transfer syntaxes each; there are 45.
+_MOST_ITEMS = 8_192
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -49,17 +58,45 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sends an A-ASSOCIATE-RQ, and to whom: the part of it that has a fixed form."""
+
+    calling_ae_title: str
+    called_ae_title: str
+    protocol_version: int
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """An A-ASSOCIATE-RQ.
+    """What an A-ASSOCIATE-RQ asks for.
 
     `max_pdu_bytes` is the longest P-DATA-TF that the peer takes; 0 stands for any.
     """
 
-    calling_ae_title: str
-    called_ae_title: str
     max_pdu_bytes: int
-    protocol_version: int
     primitive: A_ASSOCIATE
+
+
+def read_caller(pdu: bytes) -> Caller:
+    """Who asks, in microseconds and whatever follows (PS3.8 Table 9-11).
+
+    Parameters
+    ----------
+    pdu : bytes
+        A whole A-ASSOCIATE-RQ, header included.
+
+    Raises
+    ------
+    Breach
+        It is none.
+    """
+    if len(pdu) < _ITEMS_AT:
+        raise Breach("malformed-pdu")
+    version, called, calling = _FIXED.unpack_from(pdu)
+    try:
+        return Caller(calling.decode("ascii").strip(), called.decode("ascii").strip(), version)
+    except UnicodeDecodeError:
+        raise Breach("malformed-pdu") from None
 
 
 def read_request(pdu: bytes) -> Request:
@@ -75,19 +112,46 @@ def read_request(pdu: bytes) -> Request:
     Breach
         It is none.
     """
+    _check_items(pdu)
     try:
         decoded = A_ASSOCIATE_RQ()
         decoded.decode(pdu)
         primitive = decoded.to_primitive()
-        return Request(
-            calling_ae_title=str(primitive.calling_ae_title).strip(),
-            called_ae_title=str(primitive.called_ae_title).strip(),
-            max_pdu_bytes=int(primitive.maximum_length_received or 0),
-            protocol_version=int(decoded.protocol_version),
-            primitive=primitive,
-        )
+        return Request(int(primitive.maximum_length_received or 0), primitive)
     except _MALFORMED:
         raise Breach("malformed-pdu") from None
+
+
+def _check_items(pdu: bytes) -> None:
+    """Refuse what pynetdicom would take seconds to read, or would read as something else.
+
+    Items must fill their PDU, and there is room for no more of them than anybody has a use for:
+    context identifiers are odd and below 256 (PS3.8 9.3.2.2), hence 128 contexts at most.
+    """
+    at, contexts, items = _ITEMS_AT, 0, 0
+    while at < len(pdu):
+        kind, end = _item(pdu, at, len(pdu))
+        contexts += kind == _PRESENTATION_CONTEXT
+        # a context has four bytes of its own before its items
+        inner = at + _ITEM.size + (4 if kind == _PRESENTATION_CONTEXT else 0)
+        at = end
+        items += 1
+        while kind in (_PRESENTATION_CONTEXT, _USER_INFORMATION) and inner < end:
+            _, inner = _item(pdu, inner, end)
+            items += 1
+        if contexts > _MOST_CONTEXTS or items > _MOST_ITEMS:
+            raise Breach("malformed-pdu")
+
+
+def _item(pdu: bytes, at: int, limit: int) -> tuple[int, int]:
+    """Kind and end of the item that starts there."""
+    if at + _ITEM.size > limit:
+        raise Breach("malformed-pdu")
+    kind, length = _ITEM.unpack_from(pdu, at)
+    end = at + _ITEM.size + length
+    if end > limit:
+        raise Breach("malformed-pdu")
+    return kind, end
 
 
 def accept(

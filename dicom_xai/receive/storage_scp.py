@@ -17,14 +17,18 @@ import hashlib
 import ipaddress
 import logging
 import time
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
 from dicom_xai import uids
 from dicom_xai.config import ReceiveConfig
+from dicom_xai.deflate import inflated
 from dicom_xai.dimse import (
     MAX_MESSAGE_BYTES,
     Rejection,
@@ -341,7 +345,7 @@ class StorageSCP:
             draft.write(part)
             digest.update(part)
         received_s = time.monotonic()
-        with draft.mapped(start) as data_set:
+        with self._plain(context.transfer_syntax, draft, start) as data_set:
             header = inspect(data_set, *names)
         return Arrival(
             header=header,
@@ -355,6 +359,26 @@ class StorageSCP:
             data_set_sha256=digest.hexdigest(),
             received_s=received_s,
         )
+
+    @contextmanager
+    def _plain(self, transfer_syntax: str, draft: Draft, start: int) -> Iterator[memoryview]:
+        """The data set as it can be walked; inflated onto the disk, for memory is everybody's."""
+        with draft.mapped(start) as data_set:
+            if transfer_syntax != DeflatedExplicitVRLittleEndian:
+                yield data_set
+                return
+            with self._door.draft() as plain:
+                try:
+                    for part in inflated(data_set):
+                        plain.write(part)
+                except zlib.error as error:
+                    raise CannotUnderstandError(
+                        f"the deflated data set cannot be read: {error}"
+                    ) from error
+                if not plain.size_bytes:
+                    raise CannotUnderstandError("the deflated data set is empty")
+                with plain.mapped(0) as walked:
+                    yield walked
 
     # -------------------------------------------------------------- transfers
 

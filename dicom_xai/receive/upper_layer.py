@@ -42,8 +42,8 @@ class PDU(IntEnum):
 
 # PS3.8 9.3: an A-ASSOCIATE of 128 contexts with 45 syntaxes each takes 200 kB; the rest is fixed
 _LONGEST = dict.fromkeys(PDU, 1_024) | {
-    PDU.ASSOCIATE_RQ: 1_000_000,
-    PDU.ASSOCIATE_AC: 1_000_000,
+    PDU.ASSOCIATE_RQ: 262_144,
+    PDU.ASSOCIATE_AC: 262_144,
     PDU.P_DATA_TF: MAX_PDU_BYTES + 1_024,
 }
 
@@ -163,6 +163,8 @@ class Wire:
         if length > _LONGEST.get(kind, -1):
             raise Breach("pdu-too-long" if kind in _LONGEST else "unknown-pdu")
         self._left = length if kind == PDU.P_DATA_TF else 0
+        if kind == PDU.P_DATA_TF and length < _FRAGMENT_HEADER_BYTES:
+            raise Breach("malformed-pdu")  # it would keep an idle association alive
         return PDU(kind), length
 
     def next_fragment(self) -> Fragment:
@@ -188,9 +190,11 @@ class Wire:
         item_length, context_id, control = _FRAGMENT_HEADER(self._header)
         length = item_length - 2  # the item's length counts context id and control header
         self._left -= _FRAGMENT_HEADER_BYTES + length
-        if length < 0 or self._left < 0:
+        is_last = bool(control & _IS_LAST)
+        # without bytes a message grows for ever and never reaches its limit; some end it so
+        if length < 0 or self._left < 0 or (length == 0 and not is_last):
             raise Breach("malformed-pdu")
-        return Fragment(context_id, bool(control & _IS_COMMAND), bool(control & _IS_LAST), length)
+        return Fragment(context_id, bool(control & _IS_COMMAND), is_last, length)
 
     @property
     def has_fragment(self) -> bool:

@@ -216,7 +216,10 @@ def store(port: int, *data_sets: Dataset, **how: object) -> list[int]:
 
 
 def association_request(
-    classes: Sequence[str] = (CTImageStorage,), calling: str = "RAW", called: str = "DICOM_XAI"
+    classes: Sequence[str] = (CTImageStorage,),
+    calling: str = "RAW",
+    called: str = "DICOM_XAI",
+    syntax: str = ExplicitVRLittleEndian,
 ) -> bytes:
     """The bytes of an A-ASSOCIATE-RQ with one context for each class, ids 1, 3, ..."""
     primitive = A_ASSOCIATE()
@@ -224,7 +227,7 @@ def association_request(
     primitive.calling_ae_title, primitive.called_ae_title = calling, called
     contexts = []
     for number, sop_class_uid in enumerate(classes):
-        context = build_context(sop_class_uid, ExplicitVRLittleEndian)
+        context = build_context(sop_class_uid, syntax)
         context.context_id = 2 * number + 1
         contexts.append(context)
     primitive.presentation_context_definition_list = contexts

@@ -16,6 +16,8 @@ from pydicom.uid import CTImageStorage
 from pynetdicom.sop_class import Verification
 
 from dicom_xai.dimse import MAX_PDU_BYTES
+from dicom_xai.receive.negotiation import read_request
+from dicom_xai.receive.upper_layer import Breach
 from tests.make.associations import (
     HOST,
     Shelf,
@@ -50,6 +52,11 @@ def is_served(port: int) -> bool:
 def whole_store() -> bytes:
     ds = an_image()
     return store_request(encoded(ds), ds.SOPClassUID, ds.SOPInstanceUID)
+
+
+def command_of(request: bytes) -> bytes:
+    """Its first PDU."""
+    return request[: 6 + int.from_bytes(request[2:6], "big")]
 
 
 def is_closed(sock: socket.socket) -> bool:
@@ -135,6 +142,49 @@ def test_a_data_pdu_longer_than_agreed_is_refused_on_its_header() -> None:
     assert door.reasons() == ["pdu-too-long"]
 
 
+@pytest.mark.promise("N1")
+@pytest.mark.promise("N3")
+@pytest.mark.parametrize(
+    "pdu",
+    [
+        pytest.param(struct.pack(">BBL", 4, 0, 0), id="a PDU without a fragment"),
+        pytest.param(struct.pack(">BBLLBB", 4, 0, 6, 2, 1, 1), id="a command without bytes"),
+        pytest.param(
+            command_of(whole_store()) + struct.pack(">BBLLBB", 4, 0, 6, 2, 1, 0),
+            id="a data set without bytes",
+        ),
+    ],
+)
+def test_what_brings_nothing_forward_is_a_breach(pdu: bytes) -> None:
+    """Repeated, it would hold an association for ever, and a list of nothings would grow."""
+    door = Shelf()
+    with listening(door) as scp, negotiated(scp.ports[0]) as sock:
+        sock.sendall(pdu)
+        assert next_pdu(sock)[:1] == A_ABORT
+        assert is_closed(sock)
+    assert door.reasons() == ["malformed-pdu"]
+
+
+@pytest.mark.promise("N1")
+@pytest.mark.parametrize("kind", [1, 0], ids=["a command", "a data set"])
+def test_a_message_that_comes_two_bytes_at_a_time_is_given_up(kind: int) -> None:
+    door = Shelf()
+    request = whole_store()
+    with listening(door, dimse_timeout_s=0.4) as scp, negotiated(scp.ports[0]) as sock:
+        sock.settimeout(0.1)  # how often two bytes are sent
+        if kind == 0:
+            sock.sendall(command_of(request))
+        began = time.monotonic()
+        answer = b""
+        while not answer:
+            assert time.monotonic() - began < 10
+            sock.sendall(struct.pack(">BBLLBB", 4, 0, 8, 4, 1, kind) + b"\x08\x00")
+            with suppress(TimeoutError):
+                answer = sock.recv(1)
+        assert answer == A_ABORT
+    assert door.reasons() == ["stalled"]
+
+
 @pytest.mark.promise("N3")
 @pytest.mark.promise("N4")
 def test_a_data_set_without_end_is_cut_at_the_limit() -> None:
@@ -218,6 +268,54 @@ def test_damaged_messages_end_their_own_association_only(caplog: pytest.LogCaptu
         assert is_served(port)
     tracebacks = [r for r in caplog.records if r.name.startswith("dicom_xai") and r.exc_info]
     assert tracebacks == []
+
+
+def item(kind: int, value: bytes) -> bytes:
+    return struct.pack(">BBH", kind, 0, len(value)) + value
+
+
+#: What seconds of a core would be spent on, were it read: most of 256 kB in items.
+COSTLY = {
+    "contexts": item(0x20, b"\1\0\0\0") * 30_000,
+    "transfer syntaxes": item(0x20, b"\1\0\0\0" + item(0x40, b"1") * 10_000) * 4,
+    "user information": item(0x50, item(0x54, b"\0\1" + b"1" + b"\0\0") * 6_000) * 4,
+    "an item beyond its PDU": struct.pack(">BBH", 0x20, 0, 60_000),
+    "an item beyond its item": item(0x50, struct.pack(">BBH", 0x51, 0, 60_000)),
+    "half an item": item(0x20, b"\1\0\0\0\x40"),
+}
+
+
+@pytest.mark.promise("N2")
+@pytest.mark.promise("N7")
+@pytest.mark.parametrize("items", COSTLY.values(), ids=COSTLY)
+def test_a_request_of_ten_thousand_items_is_refused_before_it_is_read(items: bytes) -> None:
+    body = association_request()[6:] + items
+    began_s = time.thread_time()
+    with pytest.raises(Breach, match="malformed-pdu"):
+        read_request(struct.pack(">BBL", 1, 0, len(body)) + body)
+    # 8,192 headers of items in a loop: 5 ms here; pynetdicom takes up to 2.6 s for 1 MB of them
+    assert time.thread_time() - began_s < 0.5
+
+
+@pytest.mark.promise("N11")
+def test_a_stranger_is_rejected_whatever_follows_its_name() -> None:
+    door = Shelf()
+    body = association_request(called="NOBODY")[6:] + COSTLY["contexts"]
+    request = struct.pack(">BBL", 1, 0, len(body)) + body
+    with listening(door) as scp, connected(scp.ports[0], request) as sock:
+        assert next_pdu(sock)[:1] == b"\x03"
+    assert door.reasons() == ["called-ae"]
+
+
+def test_a_peer_that_resets_at_once_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    door = Shelf()
+    with listening(door) as scp:
+        for _ in range(100):
+            sock = connected(scp.ports[0])
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+        assert is_served(scp.ports[0])
+    assert [record for record in caplog.records if record.name.startswith("dicom_xai")] == []
 
 
 @pytest.mark.promise("N5")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import struct
-import zlib
 from io import BytesIO
 
 import pytest
@@ -14,7 +13,6 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     BasicTextSRStorage,
-    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -23,7 +21,13 @@ from pydicom.uid import (
 )
 
 from dicom_xai.errors import CannotUnderstandError, DataSetMismatchError, RefusedError
-from dicom_xai.receive.inspect import MAX_DEPTH, MAX_ELEMENTS, file_meta, inspect
+from dicom_xai.receive.inspect import (
+    MAX_DEPTH,
+    MAX_ELEMENTS,
+    MAX_HEADER_BYTES,
+    file_meta,
+    inspect,
+)
 from tests.make.associations import an_image, encoded
 
 SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
@@ -91,7 +95,7 @@ def test_bytes_after_the_last_element_are_refused(syntax: str, extra: int) -> No
         looked_at(ds, encoded(ds, syntax) + b"\x00" * extra, syntax)
 
 
-# ------------------------------------------------------------------ compressed and deflated
+# ------------------------------------------------------------------ compressed
 
 
 def compressed(frames: int = 1, fragments: int = 1, **attributes: object) -> Dataset:
@@ -101,10 +105,6 @@ def compressed(frames: int = 1, fragments: int = 1, **attributes: object) -> Dat
     ds["PixelData"].VR = "OB"
     ds["PixelData"].is_undefined_length = True
     return ds
-
-
-def deflated(ds: Dataset) -> bytes:
-    return zlib.compress(encoded(ds), 6, -zlib.MAX_WBITS)
 
 
 @pytest.mark.parametrize("frames", [1, 3])
@@ -169,23 +169,6 @@ def test_damaged_compressed_bytes_are_refused_or_read_and_nothing_else() -> None
         except RefusedError:
             continue
         assert header.SOPInstanceUID == ds.SOPInstanceUID
-
-
-def test_a_deflated_data_set_is_walked_inflated() -> None:
-    ds = with_sequences()
-    header = looked_at(ds, deflated(ds), DeflatedExplicitVRLittleEndian)
-    assert header.ReferencedImageSequence[0].PurposeOfReferenceCodeSequence[0].CodeValue == "1"
-
-
-def test_a_deflated_data_set_that_is_cut_or_cut_inside_is_refused() -> None:
-    ds = an_image()
-    whole = deflated(ds)
-    for length in range(len(whole)):
-        with pytest.raises(CannotUnderstandError, match="deflated data set cannot be read"):
-            looked_at(ds, whole[:length], DeflatedExplicitVRLittleEndian)
-    inner = zlib.compress(encoded(ds)[:-1], 6, -zlib.MAX_WBITS)
-    with pytest.raises(CannotUnderstandError, match="truncated"):
-        looked_at(ds, inner, DeflatedExplicitVRLittleEndian)
 
 
 def test_elements_after_the_pixels_are_walked_too() -> None:
@@ -311,6 +294,45 @@ def test_too_many_elements_are_refused() -> None:
     )
     with pytest.raises(CannotUnderstandError, match=str(MAX_ELEMENTS)):
         inspect(data, ExplicitVRLittleEndian, "1.2", "1.3")
+
+
+@pytest.mark.promise("N3")
+def test_items_count_as_elements() -> None:
+    items = struct.pack("<HHL", 0xFFFE, 0xE000, 0) * (MAX_ELEMENTS + 1)
+    data = struct.pack("<HH2sHL", 8, 0x1140, b"SQ", 0, len(items)) + items
+    with pytest.raises(CannotUnderstandError, match=str(MAX_ELEMENTS)):
+        inspect(data, ExplicitVRLittleEndian, "1.2", "1.3")
+
+
+@pytest.mark.promise("N3")
+@pytest.mark.parametrize("is_defined", [True, False])
+def test_a_long_sequence_is_walked_and_left_out_of_the_header(is_defined: bool) -> None:
+    ds = an_image()
+    data = encoded(ds)
+    pixels = data.index(b"\xe0\x7f\x10\x00")
+    items = struct.pack("<HHL", 0xFFFE, 0xE000, 0) * 5000
+    length, end = len(items), b""
+    if not is_defined:
+        length, end = 0xFFFFFFFF, struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+    sequence = struct.pack("<HH2sHL", 0x5200, 0x9230, b"SQ", 0, length) + items + end
+    header = looked_at(ds, data[:pixels] + sequence + data[pixels:])
+    assert "PerFrameFunctionalGroupsSequence" not in header
+    assert header.Rows == ds.Rows
+    with pytest.raises(CannotUnderstandError, match="truncated"):
+        looked_at(ds, data[:pixels] + sequence[:-8])
+
+
+@pytest.mark.promise("N3")
+def test_a_header_of_many_short_values_is_refused() -> None:
+    ds = an_image()
+    data = encoded(ds)
+    pixels = data.index(b"\xe0\x7f\x10\x00")
+    values = b"".join(
+        struct.pack("<HH2sH", 0x0031 + 2 * (n // 60_000), n % 60_000, b"LO", 0)
+        for n in range(MAX_HEADER_BYTES // 8)
+    )
+    with pytest.raises(CannotUnderstandError, match="the header has 640"):
+        looked_at(ds, data[:pixels] + values + data[pixels:])
 
 
 @pytest.mark.parametrize(

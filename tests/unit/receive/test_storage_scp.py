@@ -8,12 +8,16 @@ import resource
 import socket
 import struct
 import threading
+import tracemalloc
+import zlib
 from contextlib import AbstractContextManager, ExitStack
 
 import pytest
+from pydicom.dataset import Dataset
 from pydicom.uid import (
     ComputedRadiographyImageStorage,
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -462,3 +466,64 @@ def test_a_large_object_is_never_held_in_memory() -> None:
 def peak_bytes() -> int:
     """The highest resident size of this process so far."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+# ------------------------------------------------------------------ deflated
+
+
+def stored_deflated(ds: Dataset, deflated: bytes, **options: object) -> tuple[bytes, Shelf]:
+    """The answer to a deflated data set, and the door; the association is over."""
+    door = Shelf()
+    with (
+        listening(door, **options) as scp,  # type: ignore[arg-type]
+        negotiated(scp.ports[0], syntax=DeflatedExplicitVRLittleEndian) as sock,
+    ):
+        sock.sendall(store_request(deflated, ds.SOPClassUID, ds.SOPInstanceUID))
+        return next_pdu(sock), door
+
+
+def deflated(data: bytes) -> bytes:
+    whole = zlib.compress(data, 6, -zlib.MAX_WBITS)
+    return whole + bytes(len(whole) % 2)
+
+
+def test_a_deflated_data_set_is_walked_inflated_and_kept_as_it_came() -> None:
+    ds = an_image()
+    _, door = stored_deflated(ds, deflated(encoded(ds)))
+    assert door.data_sets == [deflated(encoded(ds))]
+    assert door.arrivals[0].header.Rows == ds.Rows
+
+
+@pytest.mark.promise("D6")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: deflated(data)[:-20],
+        lambda data: deflated(data[:-1]),
+        lambda data: deflated(b""),
+        lambda data: b"\xff" * 50,
+    ],
+    ids=["cut", "cut inside", "empty", "no deflate stream"],
+)
+def test_a_deflated_data_set_that_is_not_whole_is_refused(damage: object) -> None:
+    ds = an_image()
+    _, door = stored_deflated(ds, damage(encoded(ds)))  # type: ignore[operator]
+    assert door.reasons() == ["cannot-understand"]
+    assert door.arrivals == []
+
+
+@pytest.mark.promise("C3")
+@pytest.mark.promise("N3")
+def test_a_deflated_bomb_is_inflated_onto_the_disk_and_not_into_memory() -> None:
+    frames = 200
+    ds = an_image(rows=1024, columns=512, NumberOfFrames=frames)
+    ds.PixelData = bytes(frames * 1024 * 1024)
+    bomb = deflated(encoded(ds))
+    assert len(bomb) < 250_000
+    ds.PixelData = b""
+    tracemalloc.start()
+    _, door = stored_deflated(ds, bomb)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(door.arrivals) == 1  # it is whole: two hundred black frames
+    assert peak < 16_000_000  # a few parts of 1 MB, and what a test holds
