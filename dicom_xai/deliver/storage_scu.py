@@ -30,23 +30,20 @@ from typing import TYPE_CHECKING
 from pydicom import uid
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_preamble
-from pynetdicom import AE
-from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification
-from pynetdicom.transport import AssociationSocket
 
 from dicom_xai import uids
+from dicom_xai.deliver.requestor import Connection, Timeouts, associate, drop, why_not
 from dicom_xai.dimse import (
     MAX_PDU_BYTES,
     Answer,
     Status,
     acknowledge_now,
     answer_of,
-    make_eager,
 )
 from dicom_xai.errors import (
     CannotUnderstandError,
@@ -54,14 +51,10 @@ from dicom_xai.errors import (
     NotNowError,
 )
 from dicom_xai.study import Receipt
-from dicom_xai.tls import Credentials, Rotation, TLSSocket
+from dicom_xai.tls import Credentials, Rotation
 
 if TYPE_CHECKING:
-    from ssl import SSLContext
-
     from pynetdicom.association import Association
-    from pynetdicom.pdu_primitives import P_DATA
-    from pynetdicom.transport import T_CONNECT, AddressInformation
 
     from dicom_xai.config import Destination
 
@@ -90,17 +83,6 @@ MAX_CONTEXTS = 127
 
 
 @dataclass(frozen=True, slots=True)
-class Timeouts:
-    """How long each step of a send may take, seconds."""
-
-    connect_s: float = 5.0
-    associate_s: float = 5.0  #: A-ASSOCIATE and A-RELEASE, request to answer
-    answer_s: float = 30.0  #: last byte of a C-STORE request to its response
-    stall_s: float = 10.0  #: the peer neither reads nor writes
-    slowest_bytes_per_s: float = 1_000_000.0  #: a write may take its bytes' time and `answer_s`
-
-
-@dataclass(frozen=True, slots=True)
 class EchoTiming:
     """How long a destination took, seconds."""
 
@@ -121,94 +103,6 @@ class StoredObject:
     def context(self) -> Context:
         """The presentation context that it needs."""
         return self.sop_class_uid, self.transfer_syntax_uid
-
-
-class _Socket(AssociationSocket):  # type: ignore[misc]
-    """pynetdicom's connection: eager, never blocked for longer than `stall_s`, always closed.
-
-    Without the limit a peer that stops reading holds a C-STORE for ever, whatever the other
-    timeouts; without the closing a connection that never came about leaks its descriptor.
-    """
-
-    def __init__(
-        self,
-        assoc: Association,
-        address: AddressInformation,
-        stall_s: float,
-        tls_args: tuple[SSLContext, str] | None,
-    ) -> None:
-        super().__init__(assoc, address=address)
-        self.tls_args = tls_args
-        self._stall_s = stall_s
-        self._last: socket.socket | None = None
-
-    @property
-    def tls_problem(self) -> str:
-        """Why TLS failed; empty when it did not."""
-        last = self.socket or self._last
-        return last.problem if isinstance(last, TLSSocket) else ""
-
-    def connect(self, primitive: T_CONNECT) -> None:
-        """Connect, and set the options before anything is sent."""
-        super().connect(primitive)
-        if self.socket is not None:
-            with suppress(OSError):  # gone already; the first write says so
-                self.socket.settimeout(self._stall_s)
-                make_eager(self.socket)
-
-    def recv(self, nr_bytes: int) -> bytearray:
-        """Read so many bytes; what is there already is acknowledged first.
-
-        A peer with Nagle's algorithm on sends the second half of its answer only then.
-        """
-        if self.socket is not None:
-            with suppress(OSError):
-                acknowledge_now(self.socket)
-        return bytearray(super().recv(nr_bytes))
-
-    def _shutdown_socket(self) -> None:
-        if self.socket is not None:
-            self._last = self.socket
-            with suppress(OSError):
-                self.socket.shutdown(socket.SHUT_RDWR)
-            self.socket.close()
-
-
-class _Requestor(AE):  # type: ignore[misc]
-    """An AE whose associations have our connections and never keep the process alive."""
-
-    def __init__(
-        self, ae_title: str, stall_s: float, connecting: Callable[[_Socket], None]
-    ) -> None:
-        super().__init__(ae_title)
-        self._stall_s = stall_s
-        self._connecting = connecting
-
-    def _create_socket(
-        self,
-        assoc: Association,
-        address: AddressInformation,
-        tls_args: tuple[SSLContext, str] | None,
-    ) -> _Socket:
-        assoc.dul.daemon = True
-        assoc.dimse = _Messages(assoc)
-        made = _Socket(assoc, address, self._stall_s, tls_args)
-        self._connecting(made)
-        return made
-
-
-class _Messages(DIMSEServiceProvider):  # type: ignore[misc]
-    """pynetdicom's messages, but one that it cannot read does not end the reader thread."""
-
-    is_nonsense = False  #: something came that is no message
-
-    def receive_primitive(self, primitive: P_DATA) -> None:
-        """Collect a fragment; the last one gives a message."""
-        try:
-            super().receive_primitive(primitive)
-        except Exception:  # noqa: BLE001  # whatever a library makes of a peer's random bytes
-            self.is_nonsense = True
-            self.msg_queue.put((None, None))
 
 
 class _LostError(Exception):
@@ -256,7 +150,7 @@ class StorageSCU:
         self.credentials = None if files is None else Credentials(name, files, rotated)
         self._association: Association | None = None
         self._socket: socket.socket | None = None
-        self._wire: _Socket | None = None  #: of the newest association, from before it stands
+        self._wire: Connection | None = None  #: of the newest association, from before it stands
         self._accepted: dict[Context, int] = {}
         self._message_id = 0
         self._used_s = clock()
@@ -371,7 +265,7 @@ class StorageSCU:
             with suppress(OSError):  # closed meanwhile
                 wire.socket.shutdown(socket.SHUT_RDWR)
 
-    def _note_wire(self, wire: _Socket) -> None:
+    def _note_wire(self, wire: Connection) -> None:
         self._wire = wire
 
     # -------------------------------------------------------------- association
@@ -388,31 +282,18 @@ class StorageSCU:
     def _associate(self) -> None:
         if self._is_hung_up:
             raise self._unavailable("was hung up on: the sender stops")
-        limits = self._timeouts
-        ae = _Requestor(self._destination.calling_ae_title, limits.stall_s, self._note_wire)
-        ae.implementation_class_uid = uids.IMPLEMENTATION_CLASS_UID
-        ae.implementation_version_name = uids.IMPLEMENTATION_VERSION_NAME
-        ae.connection_timeout = limits.connect_s
-        ae.acse_timeout = limits.associate_s
-        ae.dimse_timeout = limits.answer_s
-        ae.network_timeout = None  # measured on the wall clock; idling is ours to end
         contexts = [build_context(Verification, uid.ImplicitVRLittleEndian)]
         contexts += [build_context(sop_class, syntax) for sop_class, syntax in self._contexts]
         try:
-            association = ae.associate(
-                self._destination.host,
-                self._destination.port,
-                contexts=contexts,
-                ae_title=self._destination.ae_title,
-                max_pdu=MAX_PDU_BYTES,
-                tls_args=self._tls_args(),
+            association = associate(
+                self._destination, self._timeouts, contexts, self.credentials, self._note_wire
             )
         except OSError as error:  # the host's name has no address
             raise self._unavailable("has no address that can be found") from error
         self._association = association
         self._socket = association.dul.socket.socket
         if not association.is_established:
-            reason = self._why_not(association)
+            reason = why_not(association, self._timeouts, has_tls=self.credentials is not None)
             self._drop()
             raise self._unavailable(reason)
         self._accepted = {
@@ -421,51 +302,12 @@ class StorageSCU:
         }
         self._used_s = self._clock()
 
-    def _tls_args(self) -> tuple[SSLContext, str] | None:
-        """The newest context, and the name that must stand in the peer's certificate."""
-        files = self._destination.tls
-        if self.credentials is None or files is None:
-            return None
-        return self.credentials.context(), files.server_name or self._destination.host
-
-    def _why_not(self, association: Association) -> str:
-        if problem := association.dul.socket.tls_problem:
-            return f"was reached, but TLS failed: {problem}"
-        if association.is_rejected:
-            answer = association.acceptor.primitive
-            return f"rejected the association: {answer.result_str}, {answer.reason_str}"
-        if association.rejected_contexts:
-            return "agreed to none of the presentation contexts"
-        if self._socket is None and self.credentials is not None:
-            return (
-                "refused the connection, or did not begin TLS in "
-                f"{self._timeouts.connect_s:g} s; does it speak TLS on this port?"
-            )
-        if self._socket is None:
-            return f"refused the connection or did not take it in {self._timeouts.connect_s:g} s"
-        return (
-            f"took the connection and agreed to no association in {self._timeouts.associate_s:g} s"
-        )
-
     def _drop(self) -> None:
-        """Forget the association, whatever state it is in; never blocks on the peer.
-
-        The connection is shut first: the reader thread may sit in a write to a peer that does not
-        read, and an A-ABORT would queue behind it.
-        """
         association, sock = self._association, self._socket
         self._association = self._socket = None
         self._accepted = {}
-        if association is None:
-            return
-        if sock is not None:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-        association.kill()
-        if association.is_alive():
-            association.join(timeout=1.0)
-        if sock is not None:
-            sock.close()
+        if association is not None:
+            drop(association, sock)
 
     def _unavailable(self, what: str) -> DestinationUnavailableError:
         return DestinationUnavailableError(self._say(what))
