@@ -15,7 +15,7 @@ FOR_TESTING := $(VENV)/.installed-for-testing
 JUDGES := zennit grad-cam
 
 .DELETE_ON_ERROR:
-.PHONY: help demo run check test lint bench models lock sbom promises clean
+.PHONY: help demo run check test lint bench chaos models lock sbom promises clean
 
 help:
 	@echo 'make demo    service, stand-in PACS and phantom studies; shows what came back'
@@ -23,6 +23,8 @@ help:
 	@echo 'make check   prove CONFIG=$(CONFIG) without serving it'
 	@echo 'make test    lint, types, layers and every test tier this machine can run;'
 	@echo "             in a hurry: make test TESTS='-m \"not slow\"'"
+	@echo 'make chaos   hundreds of rounds of kills, lies, full disks and clock jumps; ends in counts;'
+	@echo "             make chaos CHAOS='--rounds 2000 --seed 7' for longer, or again"
 	@echo 'make bench   latency and throughput, side by side with peers'
 	@echo 'make models  train the bundled demonstration models again'
 	@echo 'make sbom    the bill of materials, dicom-xai.cdx.json (CycloneDX)'
@@ -48,6 +50,9 @@ lint: $(FOR_TESTING)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+chaos: $(FOR_TESTING)
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 bench: $(FOR_TESTING)
 	$(BIN)/python -m tests.bench

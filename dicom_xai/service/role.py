@@ -185,6 +185,9 @@ def run_role(name: RoleName, path: Path, make: Callable[[Context], Role]) -> int
         freed = context.ledger.upkeep.release_dead()
         if freed:
             log.warning(Event.RECOVERED, count=freed)
+        removed = context.spool.sweep()
+        if removed:
+            log.warning(Event.SWEPT, count=removed)
         role.start()
         health.is_started = True
         notifier.ready()

@@ -20,6 +20,7 @@ from dicom_xai.encode.objects import Encoded
 from dicom_xai.errors import (
     ConfigError,
     DicomXaiError,
+    LedgerBusyError,
     ModelCardError,
     OutOfResourcesError,
     StudyError,
@@ -234,13 +235,20 @@ class Worker:
     def _work_forever(self) -> None:
         try:
             while not self._stopping.is_set():
-                job = self._context.ledger.jobs.claim(LEASE_S)
-                if job is None:
-                    self._bell.wait(self._pause_s())
-                else:
-                    self._work(job, *self._companions(job))
+                try:
+                    self._work_or_wait()
+                except LedgerBusyError as error:  # a job in hand comes back with its lease
+                    self._context.log.exception(Event.LEDGER_BUSY, error)
+                    self._stopping.wait(POLL_S)
         except BaseException as error:  # noqa: BLE001  # handed to tick, which ends the role
             self._failure = error
+
+    def _work_or_wait(self) -> None:
+        job = self._context.ledger.jobs.claim(LEASE_S)
+        if job is None:
+            self._bell.wait(self._pause_s())
+        else:
+            self._work(job, *self._companions(job))
 
     def _pause_s(self) -> float:
         """Until a job can be claimed, at most `POLL_S`."""

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -39,9 +40,13 @@ class Running:
         Whose config is served; its own service is not started. Output is added to its log.
     role : str
         receiver, worker or sender; all when empty.
+    environment : mapping of str to str, optional
+        Added to its environment.
     """
 
-    def __init__(self, site: Site, role: str = "") -> None:
+    def __init__(
+        self, site: Site, role: str = "", environment: Mapping[str, str] | None = None
+    ) -> None:
         self.role = role
         self._log = site.log
         self._from = site.log.stat().st_size if site.log.exists() else 0
@@ -54,7 +59,7 @@ class Running:
                 ],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
                 process_group=0,
             )
 

@@ -93,20 +93,14 @@ class ScriptedPeer:
         self._threads: list[threading.Thread] = []
 
     def tell(self, *lies: Lie) -> None:
-        """Lie so in the next attempts, one after the other."""
+        """Lie so in the next attempts, one after the other, and in no other way."""
         with self._lock:
-            self._lies.extend(lies)
+            self._lies = deque(lies)
 
     def answer(self, *statuses: int) -> None:
         """Answer the next objects with these; only those of success and warnings are kept."""
         with self._lock:
-            self._statuses.extend(statuses)
-
-    def be_honest(self) -> None:
-        """Forget the lies and statuses that are left."""
-        with self._lock:
-            self._lies.clear()
-            self._statuses.clear()
+            self._statuses = deque(statuses)
 
     def start(self) -> ScriptedPeer:
         """Listen; on the port it had before, if any."""
@@ -256,7 +250,9 @@ class ScriptedPeer:
             status = self._statuses.popleft() if self._statuses else 0
             if status and status & 0xF000 != 0xB000:
                 return status
-            if self.kept.setdefault(uid, data) != data:
+            if uid not in self.kept:
+                self.kept[uid] = data
+            if self.kept[uid] != data:
                 self.conflicts.append(uid)
                 return 0x0111
         return status

@@ -1,0 +1,247 @@
+"""The one check after a round: lost 0, duplicated 0, misattached 0, stuck 0.
+
+It reads ledger, spool and destinations, and compares them with what the senders were told; no code
+of the service takes part but the comparison of identities, which has judges of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+from pydicom import dcmread
+
+from dicom_xai import identity
+from dicom_xai.deliver.storage_scu import parse
+from tests.make.books import left_lying, rows, wait_until
+from tests.make.scripted_peer import ScriptedPeer
+from tests.make.studies import header_of
+
+#: A kill may keep a role waiting for its supervisor's longest pause, and then it loads models.
+SETTLED_S = 90.0
+
+
+@dataclass
+class Counts:
+    """What was played, and what was found; the last four must stay 0."""
+
+    rounds: int = 0
+    studies: int = 0
+    acknowledged: int = 0
+    results: int = 0
+    deliveries: int = 0
+    resends: int = 0
+    repeated: int = 0
+    corrected: int = 0
+    broken_off: int = 0
+    orphans: int = 0  #: files of deaths between file and row; retention sweeps them
+    faults: dict[str, int] = field(default_factory=dict)
+    lost: int = 0
+    duplicated: int = 0
+    misattached: int = 0
+    stuck: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Add another site's."""
+        for name, value in vars(other).items():
+            if isinstance(value, int):
+                setattr(self, name, getattr(self, name) + value)
+        for fault, count in other.faults.items():
+            self.faults[fault] = self.faults.get(fault, 0) + count
+
+    def __str__(self) -> str:
+        return (
+            ", ".join(f"{name} {value}" for name, value in vars(self).items() if name != "faults")
+            + "\n"
+            + ", ".join(f"{name}: {value}" for name, value in sorted(self.faults.items()))
+        )
+
+
+def wait_until_settled(folder: Path, studies: Sequence[Mapping[str, bytes]]) -> None:
+    """Return when nothing waits and every study has an answer for all of its instances."""
+    wanted = {_study_uid(files): len(files) for files in studies if files}
+
+    def is_settled() -> bool:
+        return not left_lying(folder) and all(
+            _answered(folder, study) >= count for study, count in wanted.items()
+        )
+
+    wait_until(is_settled, f"settled; left: {left_lying(folder)}", SETTLED_S)
+
+
+def check_round(
+    folder: Path,
+    peers: Mapping[str, ScriptedPeer],
+    studies: Sequence[Mapping[str, bytes]],
+    counts: Counts,
+) -> None:
+    """Hold ledger, spool and destinations against what one round's senders were told.
+
+    Parameters
+    ----------
+    folder : Path
+        The site's, when nothing waits.
+    peers : mapping of str to ScriptedPeer
+        All destinations by name.
+    studies : sequence of mappings
+        For each study, every file answered with Success, by SOP Instance UID.
+    counts : Counts
+        Added to.
+    """
+    problems: list[str] = []
+    lying = left_lying(folder)
+    counts.stuck += len(lying)
+    problems += [f"stuck: {each}" for each in lying]
+    for files in studies:
+        counts.studies += 1
+        counts.acknowledged += len(files)
+        found = _problems_of(folder, peers, files, counts)
+        problems += found
+    assert problems == [], "\n".join(problems)
+
+
+def _problems_of(
+    folder: Path,
+    peers: Mapping[str, ScriptedPeer],
+    files: Mapping[str, bytes],
+    counts: Counts,
+) -> list[str]:
+    study = _study_uid(files)
+    problems = []
+    stored = {
+        str(row["sop_instance_uid"]): row
+        for row in rows(
+            folder,
+            "SELECT * FROM instance WHERE study_instance_uid = ? AND disposition = 'routed'",
+            study,
+        )
+    }
+    for uid, file in files.items():
+        if uid not in stored or _data_set(_spooled(folder, stored[uid])) != _data_set(file):
+            counts.lost += 1
+            problems.append(f"lost: {uid}")
+    jobs = rows(
+        folder,
+        "SELECT job.*, candidate.generation AS about FROM job JOIN candidate"
+        " ON candidate.id = job.candidate_id WHERE candidate.study_instance_uid = ?",
+        study,
+    )
+    failed = [job for job in jobs if job["state"] != "done"]
+    counts.lost += len(failed)
+    problems += [f"job {job['id']} is {job['state']}: {job['note']}" for job in failed]
+    if len({(job["unit_key"], job["route"], job["generation"]) for job in jobs}) != len(jobs):
+        counts.duplicated += 1
+        problems.append(f"study {study} has two jobs of one generation")
+    made = rows(folder, "SELECT * FROM result WHERE study_instance_uid = ?", study)
+    counts.results += len(made)
+    by_id = {row["id"]: str(row["sop_instance_uid"]) for row in stored.values()}
+    for row in made:
+        problems += _problems_with(folder, peers, files, row, by_id, counts)
+    return problems
+
+
+def _problems_with(
+    folder: Path,
+    peers: Mapping[str, ScriptedPeer],
+    files: Mapping[str, bytes],
+    row: Mapping[str, object],
+    by_id: Mapping[object, str],
+    counts: Counts,
+) -> list[str]:
+    """One result: whole, its source's patient's, and the same at every destination."""
+    uid = str(row["sop_instance_uid"])
+    file = _spooled(folder, row)
+    problems = []
+    if hashlib.sha256(file).hexdigest() != row["sha256"]:
+        counts.lost += 1
+        problems.append(f"result {uid} is not what was made")
+    source = files.get(by_id.get(row["source_instance_id"], ""))
+    if source is None or not _is_same_patient(source, file):
+        counts.misattached += 1
+        problems.append(f"misattached: {uid}")
+    for delivery in rows(folder, "SELECT * FROM delivery WHERE result_id = ?", row["id"]):
+        counts.deliveries += 1
+        counts.resends += max(0, int(str(delivery["attempts"])) - 1)
+        kept = peers[str(delivery["destination"])].kept.get(uid)
+        if delivery["state"] != "sent":
+            counts.stuck += 1
+            problems.append(f"delivery {delivery['id']}: {delivery['state']} {delivery['reason']}")
+        elif kept != _data_set(file):
+            counts.lost += 1
+            problems.append(f"{delivery['destination']} does not hold {uid} as it was made")
+    return problems
+
+
+def check_site(folder: Path, peers: Mapping[str, ScriptedPeer], counts: Counts) -> None:
+    """Over all rounds: no destination holds more or other things, and nothing lies about."""
+    problems = []
+    for name, peer in peers.items():
+        sent = {
+            str(row["sop_instance_uid"])
+            for row in rows(
+                folder,
+                "SELECT result.sop_instance_uid FROM result JOIN delivery"
+                " ON delivery.result_id = result.id WHERE delivery.destination = ?",
+                name,
+            )
+        }
+        more = peer.kept.keys() - sent
+        counts.duplicated += len(more) + len(peer.conflicts)
+        problems += [f"{name} holds {uid}, which the ledger does not know" for uid in more]
+        problems += [f"{name} got other bytes under {uid}" for uid in peer.conflicts]
+    known = {
+        str(row["spool_key"])
+        for table in ("instance", "result")
+        for row in rows(folder, f"SELECT spool_key FROM {table}")
+    }
+    for path in (folder / "spool").rglob("*"):
+        if path.is_file() and path.name.endswith(".tmp"):
+            counts.stuck += 1
+            problems.append(f"a temporary file is left: {path.name}")
+        elif path.is_file() and path.name not in known:
+            counts.orphans += 1
+    lying = left_lying(folder)
+    counts.stuck += len(lying)
+    assert problems + lying == [], "\n".join(problems + lying)
+
+
+def _answered(folder: Path, study: str) -> int:
+    """How many of a study's instances its newest ended answer is about."""
+    found = rows(
+        folder,
+        "SELECT count(*) AS n FROM candidate_instance WHERE candidate_id = (SELECT candidate.id"
+        " FROM candidate JOIN job ON job.candidate_id = candidate.id"
+        " WHERE candidate.study_instance_uid = ? AND job.state IN ('done', 'failed')"
+        " ORDER BY candidate.generation DESC LIMIT 1)",
+        study,
+    )
+    return int(str(found[0]["n"]))
+
+
+def _is_same_patient(source: bytes, result: bytes) -> bool:
+    try:
+        identity.compare(identity.read_block(source), identity.read_block(result))
+    except identity.IdentityError:
+        return False
+    ours, theirs = dcmread(BytesIO(result), stop_before_pixels=True), header_of(source)
+    return (ours.PatientID, ours.PatientName, ours.StudyInstanceUID) == (
+        theirs.PatientID,
+        theirs.PatientName,
+        theirs.StudyInstanceUID,
+    )
+
+
+def _study_uid(files: Mapping[str, bytes]) -> str:
+    return str(header_of(next(iter(files.values()))).StudyInstanceUID)
+
+
+def _spooled(folder: Path, row: Mapping[str, object]) -> bytes:
+    key = str(row["spool_key"])
+    return (folder / "spool" / key[:2] / key).read_bytes()
+
+
+def _data_set(file: bytes) -> bytes:
+    return file[parse(file).data_set_at :]
