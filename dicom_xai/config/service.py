@@ -199,6 +199,17 @@ class DecodeConfig(Section):
     )
 
 
+class WorkConfig(Section):
+    """The workers."""
+
+    hang_s: Seconds = Field(
+        120.0,
+        gt=0,
+        le=3600,
+        description="A job that has not come on for so long ends its worker, and is tried again.",
+    )
+
+
 class ServiceConfig(Section):
     """config/dicom-xai.yaml"""
 
@@ -210,6 +221,7 @@ class ServiceConfig(Section):
         ("auto",), min_length=1, description="auto | cpu | cuda:N; one worker each."
     )
     decode: DecodeConfig = DecodeConfig()
+    work: WorkConfig = WorkConfig()
     routes: Path = Field(description="The routes file.")
     destinations: dict[Name, Destination] = Field(description="By name.")
     telemetry: TelemetryConfig = TelemetryConfig()

@@ -51,8 +51,6 @@ from dicom_xai.telemetry import Event, describe
 LEASE_S = 10.0
 #: The watcher looks at lease and deadline so often.
 WATCH_EVERY_S = 0.05
-#: A job that has not come on for so long hangs: no batch, decoding or encoding step takes longer.
-WEDGED_AFTER_S = 120.0
 #: A job that was claimed so often without an end is failed: it may be what kills the worker.
 MAX_ATTEMPTS = 4
 #: Safety net under the bell.
@@ -574,7 +572,7 @@ class Worker:
         while not self._stopping.wait(WATCH_EVERY_S):
             now = self._context.ledger.now()
             moving = max(self._watches, key=lambda watch: watch.moved_at, default=None)
-            if moving is not None and now - moving.moved_at > WEDGED_AFTER_S:
+            if moving is not None and now - moving.moved_at > self._config.service.work.hang_s:
                 self._end_wedged(moving)
             is_due = now - renewed_at > LEASE_S / 4
             for watch in list(self._watches):
@@ -598,7 +596,7 @@ class Worker:
             job=watch.job.job_id,
             route=watch.job.route,
             stage=watch.stage,
-            elapsed_s=WEDGED_AFTER_S,
+            elapsed_s=round(self._context.ledger.now() - watch.moved_at, 1),
         )
         os._exit(1)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from onnx import helper
 
 from dicom_xai.config import Grid, InputKind, ModelInput, Windowing, WindowSource
 from dicom_xai.demo.train import TASKS, Task, export
@@ -106,6 +107,59 @@ def write_segmenters(folder: Path) -> Path:
             digest = export(model, replace(task, spec=spec), path)
         described = replace(task, name=name, spec=spec)
         _write_card(folder, name, described, digest, 0.5, kind="segmentation")
+    return folder
+
+
+def write_hanging_model(folder: Path) -> Path:
+    """Add ``hanging-cxr``: on an image that is nearly all white its run never ends.
+
+    It is the chest model with a loop beside it, whose count is zero for any other image.
+    """
+    task = TASKS["cxr"]
+    model = onnx.load(folder / f"{task.name}.onnx")
+    graph = model.graph
+    low, high = task.spec.scaling
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["on"], ["still_on"]),
+            helper.make_node("Add", ["sum", "tiny"], ["sum_on"]),
+        ],
+        "for_ever",
+        [
+            helper.make_tensor_value_info("turn", onnx.TensorProto.INT64, []),
+            helper.make_tensor_value_info("on", onnx.TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum", onnx.TensorProto.FLOAT, []),
+        ],
+        [
+            helper.make_tensor_value_info("still_on", onnx.TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum_on", onnx.TensorProto.FLOAT, []),
+        ],
+    )
+    numbers = {"white": low + 0.93 * (high - low), "many": 1e15, "none": 0.0, "tiny": 1e-30}
+    graph.initializer.extend(
+        helper.make_tensor(name, onnx.TensorProto.FLOAT, [], [value])
+        for name, value in numbers.items()
+    )
+    graph.initializer.append(helper.make_tensor("yes", onnx.TensorProto.BOOL, [], [True]))
+    logits = graph.output[0].name
+    for node in graph.node:
+        node.output[:] = ["calm" if name == logits else name for name in node.output]
+    graph.node.extend(
+        [
+            helper.make_node("ReduceMean", [graph.input[0].name], ["whiteness"], keepdims=0),
+            helper.make_node("Sub", ["whiteness", "white"], ["over"]),
+            helper.make_node("Relu", ["over"], ["above"]),
+            helper.make_node("Mul", ["above", "many"], ["turns"]),
+            helper.make_node("Cast", ["turns"], ["count"], to=onnx.TensorProto.INT64),
+            helper.make_node("Loop", ["count", "yes", "none"], ["total"], body=body),
+            helper.make_node("Mul", ["total", "none"], ["nothing"]),
+            helper.make_node("Add", ["calm", "nothing"], [logits]),
+        ]
+    )
+    data = model.SerializeToString()
+    (folder / "hanging-cxr.onnx").write_bytes(data)
+    described = replace(task, name="hanging-cxr")
+    _write_card(folder, described.name, described, hashlib.sha256(data).hexdigest(), _ALWAYS)
     return folder
 
 
