@@ -66,6 +66,11 @@ def explained_scores(graph: Graph, output: str | None) -> Scores:
             rank = graph.tensor(name).rank
             is_second = rank < 2 or attributes_of(last).get("axis", -1) % rank == 1
     tensor = graph.tensor(name)
+    if graph.facts.shape(name) is None:
+        raise ConfigError(
+            f"the number of axes of {name!r} is not known: something before it, as a loop, gives "
+            "what shape inference cannot follow; export the model with a Reshape behind that"
+        )
     if not is_float(tensor.dtype) or tensor.rank < 1:
         raise ConfigError(
             f"output {name!r} holds no real numbers per image; explain another output"

@@ -135,11 +135,12 @@ def write_hanging_model(folder: Path) -> Path:
             helper.make_tensor_value_info("sum_on", onnx.TensorProto.FLOAT, []),
         ],
     )
-    numbers = {"white": low + 0.93 * (high - low), "many": 1e15, "none": 0.0, "tiny": 1e-30}
+    numbers = {"white": low + 0.8 * (high - low), "many": 1e15, "none": 0.0, "tiny": 1e-30}
     graph.initializer.extend(
         helper.make_tensor(name, onnx.TensorProto.FLOAT, [], [value])
         for name, value in numbers.items()
     )
+    graph.initializer.append(helper.make_tensor("one", onnx.TensorProto.INT64, [1], [1]))
     graph.initializer.append(helper.make_tensor("yes", onnx.TensorProto.BOOL, [], [True]))
     logits = graph.output[0].name
     for node in graph.node:
@@ -152,7 +153,8 @@ def write_hanging_model(folder: Path) -> Path:
             helper.make_node("Mul", ["above", "many"], ["turns"]),
             helper.make_node("Cast", ["turns"], ["count"], to=onnx.TensorProto.INT64),
             helper.make_node("Loop", ["count", "yes", "none"], ["total"], body=body),
-            helper.make_node("Mul", ["total", "none"], ["nothing"]),
+            helper.make_node("Reshape", ["total", "one"], ["sum_of_all"]),
+            helper.make_node("Mul", ["sum_of_all", "none"], ["nothing"]),
             helper.make_node("Add", ["calm", "nothing"], [logits]),
         ]
     )
