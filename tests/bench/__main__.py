@@ -16,6 +16,7 @@ from rich.console import Console
 from tests.bench import (
     compiler,
     decode,
+    deliver,
     encode,
     explain,
     hour,
@@ -31,6 +32,7 @@ PARTS = {
     "decode": decode.run,
     "encode": encode.run,
     "receive": receive.run,
+    "deliver": deliver.run,
     "volumes": volumes.run,
     "triage": triage.run,
     "series": series.run,
