@@ -122,7 +122,8 @@ class Jobs:
     def claim(
         self, lease_s: float, *, only: Priority | None = None, like: Job | None = None
     ) -> Job | None:
-        """Take the most urgent job: STAT before routine, then the earliest deadline.
+        """Take the most urgent job: STAT before routine, then what was not tried yet, then the
+        earliest deadline: a job that ends its worker each time holds up none but itself.
 
         A job whose lease ran out counts as queued; `attempts` tells how often that happened. One
         whose images another process has prepared is left to that one for `HOLDER_FIRST_S`.
@@ -157,7 +158,7 @@ class Jobs:
             row = connection.execute(
                 select(job)
                 .where(JOB_IS_LIVE, free, mine, *wanted)
-                .order_by(job.c.rank, job.c.deadline_at)
+                .order_by(job.c.rank, job.c.attempts > 0, job.c.deadline_at)
                 .limit(1)
             ).first()
             if row is None:

@@ -64,4 +64,7 @@ def test_a_run_that_never_ends_is_given_up_with_its_reason_and_the_next_study_is
     assert "attempts ended without a result" in str(job["note"])
     [job] = jobs_of(site, study_of(good))
     assert (job["state"], job["attempts"]) == ("done", 1)
+    lines = site.log.read_text().splitlines()
+    ended = [line for line in lines if "job-done" in line or "job-failed" in line]
+    assert '"job-done"' in ended[0]  # it did not wait for the last try of the other
     assert metric(site, "dicom_xai_role_restarts_total", role="worker") >= 1

@@ -49,6 +49,15 @@ def test_stat_goes_first_then_the_earliest_deadline(ledger: Ledger) -> None:
     assert ledger.jobs.claim(LEASE_S) is None
 
 
+@pytest.mark.promise("P6")
+def test_what_was_tried_before_waits_for_what_was_not(ledger: Ledger) -> None:
+    queue(ledger, 1, budget_s=1)
+    tried = claimed(ledger, OVER)
+    queue(ledger, 2, budget_s=1000)
+    assert claimed(ledger).instances == (an_instance(2),)
+    assert claimed(ledger).job_id == tried.job_id
+
+
 def test_a_claimed_job_is_nobody_elses_until_its_lease_runs_out(ledger: Ledger) -> None:
     queue(ledger, 1)
     first = claimed(ledger, OVER)
@@ -394,11 +403,12 @@ def test_a_job_is_left_to_its_holder_for_a_moment_and_then_taken(
     [ready] = waiting(ledger)
     assert make_ready(ledger, ready)
     another_process(ledger, tmp_path)
+    change(tmp_path, "UPDATE job SET ready_at = ready_at + 100")  # no test waits for a clock
     assert ledger.jobs.claim(LEASE_S) is None
     at = ledger.jobs.next_at()
     assert at is not None
     assert at > ledger.now()
-    change(tmp_path, "UPDATE job SET ready_at = ready_at - 1")
+    change(tmp_path, "UPDATE job SET ready_at = ready_at - 101")
     assert claimed(ledger).instances == (instance,)
 
 
