@@ -1,12 +1,14 @@
 """The facts, durable: what came in, what is to be done, what was made, who has it.
 
 Everything else can be killed at any instant. The verbs are grouped by who speaks:
-`arrivals` (receiver), `jobs` (worker), `deliveries` (sender), `upkeep` (nobody's turn, admins).
+`arrivals` (receiver), `jobs` (worker), `deliveries` (sender), `commitments` (receiver and sender),
+`upkeep` (nobody's turn, admins).
 """
 
 from __future__ import annotations
 
 from dicom_xai.ledger.arrivals import Arrivals, Recorded, Wanted
+from dicom_xai.ledger.commitments import Asking, Commitments, Owed, Reconciled
 from dicom_xai.ledger.deliveries import Deliveries, Outgoing, Triaged
 from dicom_xai.ledger.engine import Bell, Bells, Database
 from dicom_xai.ledger.jobs import Jobs, Overdue
@@ -16,7 +18,9 @@ from dicom_xai.ledger.upkeep import ORPHAN_AGE_S, Expired, Upkeep
 __all__ = [
     "ORPHAN_AGE_S",
     "Arrivals",
+    "Asking",
     "Bell",
+    "Commitments",
     "Deliveries",
     "Disposition",
     "Expired",
@@ -24,6 +28,8 @@ __all__ = [
     "Ledger",
     "Outgoing",
     "Overdue",
+    "Owed",
+    "Reconciled",
     "Recorded",
     "Triaged",
     "Upkeep",
@@ -53,6 +59,7 @@ class Ledger:
         self.arrivals = Arrivals(self._database)
         self.jobs = Jobs(self._database)
         self.deliveries = Deliveries(self._database)
+        self.commitments = Commitments(self._database)
         self.upkeep = Upkeep(self._database)
 
     def now(self) -> float:

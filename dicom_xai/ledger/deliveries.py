@@ -10,6 +10,7 @@ from dicom_xai.ledger.engine import Database, earliest, note_event
 from dicom_xai.ledger.jobs import instance_of
 from dicom_xai.ledger.schema import (
     DELIVERY_IS_OPEN,
+    Commitment,
     DeliveryState,
     delivery,
     instance,
@@ -140,12 +141,25 @@ class Deliveries:
                 ),
             )
 
-    def sent(self, outgoing: Outgoing, status: int) -> Triaged | None:
-        """Note an accepted object; gives the unit when this completed its triage."""
+    def sent(
+        self, outgoing: Outgoing, status: int, *, wants_commitment: bool = False
+    ) -> Triaged | None:
+        """Note an accepted object; gives the unit when this completed its triage.
+
+        With `wants_commitment` the destination is to be asked to commit to it from now on.
+        """
+        commitment = Commitment.WANTED if wants_commitment else Commitment.NONE
 
         def run(connection: Connection) -> Triaged | None:
             now = self._db.now()
-            if not _end(connection, outgoing, DeliveryState.SENT, status=status, sent_at=now):
+            values = {
+                "status": status,
+                "sent_at": now,
+                "commitment": commitment,
+                "asks": 0,
+                "ask_at": now if wants_commitment else None,
+            }
+            if not _end(connection, outgoing, DeliveryState.SENT, **values):
                 return None
             if _holds_all_at(connection, outgoing.job_id, outgoing.destination) is None:
                 return None
@@ -205,7 +219,12 @@ class Deliveries:
             changed = connection.execute(
                 update(delivery)
                 .where(delivery.c.id == delivery_id, delivery.c.state == DeliveryState.DEAD)
-                .values(state=DeliveryState.PENDING, not_before=self._db.now())
+                .values(
+                    state=DeliveryState.PENDING,
+                    not_before=self._db.now(),
+                    commitment=Commitment.NONE,
+                    resends=0,
+                )
             )
             if changed.rowcount:
                 note_event(connection, "delivery-requeued", str(delivery_id), "asked for")
@@ -227,7 +246,7 @@ class Deliveries:
                     delivery.c.id == delivery_id,
                     delivery.c.state.in_([DeliveryState.DEAD, DeliveryState.PENDING]),
                 )
-                .values(state=DeliveryState.SKIPPED)
+                .values(state=DeliveryState.SKIPPED, commitment=Commitment.NONE)
                 .returning(delivery.c.job_id, delivery.c.destination)
             ).first()
             if closed is None:

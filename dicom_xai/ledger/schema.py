@@ -23,13 +23,24 @@ from sqlalchemy import (
 )
 
 #: Refused when a database says a number that neither this one nor a migration knows.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 #: From a version to the next, in one transaction at start-up.
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     1: (
         "ALTER TABLE candidate ADD COLUMN holder TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE job ADD COLUMN holder TEXT NOT NULL DEFAULT ''",
+    ),
+    2: (
+        "ALTER TABLE delivery ADD COLUMN commitment TEXT NOT NULL DEFAULT 'none' "
+        "CHECK (commitment IN ('none', 'wanted', 'committed', 'refused'))",
+        "ALTER TABLE delivery ADD COLUMN commitment_id INTEGER",
+        "ALTER TABLE delivery ADD COLUMN asks INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE delivery ADD COLUMN ask_at FLOAT",
+        "ALTER TABLE delivery ADD COLUMN resends INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE delivery ADD COLUMN committed_at FLOAT",
+        "CREATE INDEX delivery_uncommitted ON delivery (destination, ask_at) "
+        "WHERE commitment = 'wanted'",
     ),
 }
 
@@ -82,11 +93,40 @@ class DeliveryState(StrEnum):
     SKIPPED = "skipped"
 
 
+class Commitment(StrEnum):
+    """Whether a destination has promised to keep an object that it was sent."""
+
+    NONE = "none"  #: not asked for
+    WANTED = "wanted"
+    COMMITTED = "committed"
+    REFUSED = "refused"  #: it said no for good
+
+
+class TransactionState(StrEnum):
+    """One request for commitment that we made."""
+
+    ASKED = "asked"
+    OVERDUE = "overdue"  #: asked again since; a late report still counts
+    FAILED = "failed"  #: the request was not taken
+    REPORTED = "reported"
+
+
+class ReportState(StrEnum):
+    """A report that we owe to somebody who asked us."""
+
+    OWED = "owed"
+    REPORTING = "reporting"
+    REPORTED = "reported"
+    DEAD = "dead"
+
+
 #: Said word for word in a query, these let SQLite use the partial indexes of the queues
 #: (sqlite.org/partialindex.html): ended rows stay for ever, and no verb may read them all.
 TRANSFER_IS_OPEN = text("state = 'open'")
 JOB_IS_LIVE = text("state IN ('queued', 'running')")
 DELIVERY_IS_OPEN = text("state IN ('pending', 'sending')")
+DELIVERY_IS_UNCOMMITTED = text("commitment = 'wanted'")
+REPORT_IS_OPEN = text("state IN ('owed', 'reporting')")
 
 
 def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
@@ -295,9 +335,61 @@ delivery = Table(
     Column("status", Integer),
     Column("reason", Text, nullable=False, server_default=""),
     Column("sent_at", Float),
+    Column("commitment", Text, nullable=False, server_default="none"),
+    Column("commitment_id", Integer),  # the newest transaction about it
+    Column("asks", Integer, nullable=False, server_default="0"),  # since it was sent
+    Column("ask_at", Float),  # when to ask, or to ask again
+    Column("resends", Integer, nullable=False, server_default="0"),  # after a negative report
+    Column("committed_at", Float),
     _one_of("state", DeliveryState),
+    _one_of("commitment", Commitment),
     UniqueConstraint("result_id", "destination", name="one_delivery_each"),
     Index("delivery_queue", *("destination", "rank", "id"), sqlite_where=DELIVERY_IS_OPEN),
     Index("delivery_dead", "destination", sqlite_where=text("state = 'dead'")),
     Index("delivery_job", "job_id"),
+    Index("delivery_uncommitted", *("destination", "ask_at"), sqlite_where=DELIVERY_IS_UNCOMMITTED),
+)
+
+commitment = Table(
+    "commitment",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("transaction_uid", Text, nullable=False, unique=True),
+    Column("job_id", Integer, ForeignKey("job.id"), nullable=False),
+    Column("destination", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("asked_at", Float, nullable=False),
+    Column("asked_utc", Text, nullable=False),
+    Column("reason", Text, nullable=False, server_default=""),
+    _one_of("state", TransactionState),
+    Index("commitment_job", *("job_id", "destination")),
+)
+
+commitment_delivery = Table(
+    "commitment_delivery",
+    metadata,
+    Column("commitment_id", Integer, ForeignKey("commitment.id"), primary_key=True),
+    Column("delivery_id", Integer, ForeignKey("delivery.id"), primary_key=True),
+)
+
+commitment_report = Table(
+    "commitment_report",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("transaction_uid", Text, nullable=False),
+    Column("ae_title", Text, nullable=False),  # who asked
+    Column("called_ae_title", Text, nullable=False),  # ours
+    Column("objects", Text, nullable=False),  # JSON: [SOP class, SOP instance] of each
+    Column("state", Text, nullable=False),
+    Column("token", Integer, nullable=False, server_default="0"),
+    Column("owner", Text, nullable=False, server_default=""),
+    Column("lease_until", Float),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("not_before", Float, nullable=False),
+    Column("requested_at", Float, nullable=False),
+    Column("requested_utc", Text, nullable=False),
+    Column("reason", Text, nullable=False, server_default=""),
+    _one_of("state", ReportState),
+    UniqueConstraint("ae_title", "transaction_uid", name="one_report_each"),
+    Index("commitment_report_open", *("ae_title", "not_before"), sqlite_where=REPORT_IS_OPEN),
 )

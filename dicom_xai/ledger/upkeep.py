@@ -14,14 +14,19 @@ from dicom_xai.ledger.engine import Database, earliest, set_meta
 from dicom_xai.ledger.jobs import Overdue
 from dicom_xai.ledger.schema import (
     DELIVERY_IS_OPEN,
+    DELIVERY_IS_UNCOMMITTED,
     JOB_IS_LIVE,
+    REPORT_IS_OPEN,
     TRANSFER_IS_OPEN,
     CandidateState,
+    Commitment,
     DeliveryState,
     Disposition,
     JobState,
+    ReportState,
     TransferState,
     candidate,
+    commitment_report,
     delivery,
     event,
     instance,
@@ -45,6 +50,7 @@ class Depths:
     oldest_s: Mapping[str, float]
     outbox: Mapping[str, int]
     dead: Mapping[str, int]
+    uncommitted: Mapping[str, int]
     quarantined: int
 
 
@@ -183,6 +189,11 @@ class Upkeep:
                 .where(delivery.c.state == DeliveryState.DEAD)
                 .group_by(delivery.c.destination)
             ).all()
+            uncommitted = connection.execute(
+                select(delivery.c.destination, func.count().label("n"))
+                .where(DELIVERY_IS_UNCOMMITTED)
+                .group_by(delivery.c.destination)
+            ).all()
             quarantined = connection.scalar(
                 select(func.count()).where(instance.c.disposition == Disposition.QUARANTINED)
             )
@@ -207,6 +218,7 @@ class Upkeep:
             },
             outbox=outbox,
             dead={row.destination: int(row.n) for row in dead},
+            uncommitted={row.destination: int(row.n) for row in uncommitted},
             quarantined=int(quarantined or 0),
         )
 
@@ -222,6 +234,7 @@ class Upkeep:
                 (transfer, TransferState.OPEN, TRANSFER_IS_OPEN),
                 (job, JobState.RUNNING, JOB_IS_LIVE),
                 (delivery, DeliveryState.SENDING, DELIVERY_IS_OPEN),
+                (commitment_report, ReportState.REPORTING, REPORT_IS_OPEN),
             ):
                 owners = connection.scalars(
                     select(table.c.owner)
@@ -244,18 +257,23 @@ class Upkeep:
     def expire(self, keep_days: float, keep_failed_days: float) -> Expired:
         """Forget the bytes that nobody needs any more.
 
-        A result may go when it is older than `keep_days` and sent, skipped or never to be sent
-        everywhere. An instance may go when it is as old and no unit that waits or runs, and no
-        object still to be sent, needs it; one of a unit that failed or is held not before it is
-        older than `keep_failed_days`. The hashes stay in the ledger. At most `EXPIRE_AT_MOST` of
-        each go at once, the oldest first, so that nobody waits long for the database.
+        A result may go when it is older than `keep_days` and, everywhere, sent (and committed to,
+        where that is wanted), skipped or never to be sent. An instance may go when it is as old and
+        no unit that waits or runs, and no object still to be sent, needs it; one of a unit that
+        failed or is held not before it is older than `keep_failed_days`. The hashes stay in the
+        ledger. At most `EXPIRE_AT_MOST` of each go at once, the oldest first, so that nobody waits
+        long for the database.
         """
         now = datetime.now(UTC)
         before, long_before = (
             (now - timedelta(days=days)).isoformat(timespec="microseconds")
             for days in (keep_days, keep_failed_days)
         )
-        unsent = delivery.c.state.not_in([DeliveryState.SENT, DeliveryState.SKIPPED])
+        # bytes that a destination has not committed to may have to be sent again
+        unsent = or_(
+            delivery.c.state.not_in([DeliveryState.SENT, DeliveryState.SKIPPED]),
+            delivery.c.commitment == Commitment.WANTED,
+        )
         is_unanswered = or_(
             candidate.c.state == CandidateState.HELD, job.c.state == JobState.FAILED
         )
@@ -375,6 +393,7 @@ class Upkeep:
                     delivery.c.destination,
                     delivery.c.state,
                     delivery.c.attempts,
+                    delivery.c.commitment,
                     delivery.c.reason,
                 )
                 .join(delivery, delivery.c.result_id == result.c.id)
@@ -439,6 +458,7 @@ class Upkeep:
                 delivery.c.state,
                 delivery.c.attempts,
                 delivery.c.status,
+                delivery.c.commitment,
                 delivery.c.reason,
             )
             .join(result, result.c.id == delivery.c.result_id)

@@ -23,8 +23,10 @@ from tests.make.ledger import (
     LEASE_S,
     SENDER,
     a_job,
+    a_result,
     an_instance,
     change,
+    outgoing,
     receive,
     rows,
     url_in,
@@ -167,7 +169,7 @@ from dicom_xai.ledger import Disposition, Ledger
 from tests.make.ledger import SENDER, an_instance, receive
 ledger = Ledger(sys.argv[1])
 transfer = ledger.arrivals.open_transfer(SENDER, 60)
-resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 refused = 0
 for number in range(60):
     try:
@@ -226,12 +228,12 @@ def test_what_is_queued_is_written_before_close_returns(tmp_path: Path) -> None:
     assert len(subjects(tmp_path)) == 50
 
 
-@pytest.mark.parametrize("version", ["0", "3", "none"])
+@pytest.mark.parametrize("version", ["0", "4", "none"])
 def test_another_schema_version_is_refused_and_left_alone(tmp_path: Path, version: str) -> None:
     Database(url_in(tmp_path)).close()
     change(tmp_path, "UPDATE meta SET value = ? WHERE key = 'schema_version'", version)
     change(tmp_path, "DROP TABLE delivery")
-    with pytest.raises(ConfigError, match=f"schema version {version}, this program knows 2"):
+    with pytest.raises(ConfigError, match=f"schema version {version}, this program knows 3"):
         Database(url_in(tmp_path))
     assert rows(tmp_path, "SELECT name FROM sqlite_master WHERE name = 'delivery'") == []
 
@@ -377,12 +379,39 @@ def test_a_reader_sees_one_state_while_others_write(database: Database) -> None:
         assert connection.exec_driver_sql(count).scalar_one() == before
 
 
+#: As version 2 made it.
+DELIVERY_2 = """
+CREATE TABLE delivery (
+    id INTEGER NOT NULL PRIMARY KEY, result_id INTEGER NOT NULL, job_id INTEGER NOT NULL,
+    destination TEXT NOT NULL, state TEXT NOT NULL, rank INTEGER NOT NULL,
+    token INTEGER DEFAULT '0' NOT NULL, owner TEXT DEFAULT '' NOT NULL, lease_until FLOAT,
+    attempts INTEGER DEFAULT '0' NOT NULL, not_before FLOAT NOT NULL, queued_at FLOAT NOT NULL,
+    status INTEGER, reason TEXT DEFAULT '' NOT NULL, sent_at FLOAT,
+    CONSTRAINT state_is_known
+        CHECK (state IN ('pending', 'sending', 'sent', 'dead', 'skipped')),
+    CONSTRAINT one_delivery_each UNIQUE (result_id, destination)
+)
+"""
+
+
 def test_an_older_database_is_brought_to_our_schema(tmp_path: Path) -> None:
     Ledger(url_in(tmp_path)).close()
     for table in ("candidate", "job"):
         change(tmp_path, f"ALTER TABLE {table} DROP COLUMN holder")
+    for table in ("delivery", "commitment_delivery", "commitment", "commitment_report"):
+        change(tmp_path, f"DROP TABLE {table}")
+    change(tmp_path, DELIVERY_2)
+    old = (
+        "INSERT INTO delivery VALUES (9, 99, 99, 'pacs', 'sent', 0, 1, '', NULL, 1, 0, 0, 0, '', 0)"
+    )
+    change(tmp_path, old)
     change(tmp_path, "UPDATE meta SET value = '1' WHERE key = 'schema_version'")
     ledger = Ledger(url_in(tmp_path))
-    assert a_job(ledger).attempts == 1
+    job = a_job(ledger)
+    ledger.jobs.finish(job, [a_result(job)])
+    ledger.deliveries.sent(outgoing(ledger), 0, wants_commitment=True)
+    assert ledger.commitments.ask("pacs", lambda _: 1.0) is not None
     ledger.close()
-    assert rows(tmp_path, "SELECT value FROM meta WHERE key = 'schema_version'") == [("2",)]
+    # what was sent before is not asked about
+    assert rows(tmp_path, "SELECT commitment, asks FROM delivery") == [("none", 0), ("wanted", 1)]
+    assert rows(tmp_path, "SELECT value FROM meta WHERE key = 'schema_version'") == [("3",)]
