@@ -310,6 +310,13 @@ def ledger_deliveries(
         _print_rows(ledger.upkeep.delivery_rows(tuple(state or ())))
 
 
+@ledger_app.command("commitments")
+def ledger_commitments(config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """The newest requests for storage commitment, ours and others'."""
+    with _Opened(config) as ledger:
+        _print_rows(ledger.commitments.rows())
+
+
 @ledger_app.command("events")
 def ledger_events(config: ConfigOption = DEFAULT_CONFIG, limit: int = 50) -> None:
     """The history's newest lines."""

@@ -17,7 +17,7 @@ from pydicom import uid
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification
 
-from dicom_xai import uids
+from dicom_xai import commitment, uids
 from dicom_xai.errors import (
     CannotUnderstandError,
     DataSetMismatchError,
@@ -39,7 +39,7 @@ MAX_MESSAGE_BYTES = 2_000_000_000
 
 
 class Status(IntEnum):
-    """C-STORE response statuses that we send or understand (PS3.4 B.2.3, PS3.7 Annex C).
+    """Response statuses that we send or understand (PS3.4 B.2.3, PS3.7 Annex C).
 
     The storage service's own failures are ranges: A7xx, A9xx and Cxxx.
     """
@@ -49,8 +49,12 @@ class Status(IntEnum):
     ATTRIBUTE_LIST_ERROR = 0x0107
     PROCESSING_FAILURE = 0x0110
     DUPLICATE_SOP_INSTANCE = 0x0111
+    NO_SUCH_SOP_INSTANCE = 0x0112
+    NO_SUCH_EVENT_TYPE = 0x0113
+    INVALID_ARGUMENT_VALUE = 0x0115
     ATTRIBUTE_VALUE_OUT_OF_RANGE = 0x0116
     SOP_CLASS_NOT_SUPPORTED = 0x0122
+    NO_SUCH_ACTION = 0x0123
     NOT_AUTHORIZED = 0x0124
     RESOURCE_LIMITATION = 0x0213
     OUT_OF_RESOURCES = 0xA700
@@ -216,7 +220,7 @@ def ignored_kind(sop_class_uid: str) -> str | None:
 
 
 def acceptor_contexts(ignored_kinds: Iterable[str]) -> list[PresentationContext]:
-    """What a listener agrees to: Verification, the images, and the kinds that are kept unrouted.
+    """What a listener agrees to: Verification, storage commitment, images, and kinds kept unrouted.
 
     Few contexts on purpose: 120 classes with 45 syntaxes cost 48 ms of CPU for each connection.
     """
@@ -226,7 +230,17 @@ def acceptor_contexts(ignored_kinds: Iterable[str]) -> list[PresentationContext]
         for abstract in (*IMAGE_CLASSES, *ignored)
     }
     contexts = [build_context(abstract, list(taken)) for abstract, taken in syntaxes.items()]
-    return [build_context(Verification, list(UNCOMPRESSED)), *contexts]
+    return [build_context(Verification, list(UNCOMPRESSED)), commitment_context(), *contexts]
+
+
+def commitment_context() -> PresentationContext:
+    """Storage commitment in both roles: peers ask us, and report to us (PS3.4 J.3, PS3.7 D.3.3.4).
+
+    Who opens an association only to report is its SCP and says so by role selection.
+    """
+    context = build_context(commitment.PUSH_MODEL, list(commitment.SYNTAXES))
+    context.scu_role = context.scp_role = True
+    return context
 
 
 # ------------------------------------------------------------------ logs

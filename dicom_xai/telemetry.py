@@ -173,6 +173,18 @@ class Metrics:
             ["destination", "outcome"],
             registry=registry,
         )
+        self.commitments = Counter(
+            "dicom_xai_commitments_total",
+            "Our objects by what became of their storage commitment at a destination.",
+            ["destination", "outcome"],
+            registry=registry,
+        )
+        self.commitment_reports = Counter(
+            "dicom_xai_commitment_reports_total",
+            "Requests for storage commitment that we got, and our reports about them.",
+            ["outcome"],
+            registry=registry,
+        )
         self.config_reloads = Counter(
             "dicom_xai_config_reloads_total", "Reloads asked for.", ["outcome"], registry=registry
         )
@@ -247,6 +259,7 @@ class LedgerState:
     outbox_depths: Mapping[str, int]  #: destination: undelivered objects
     oldest_waiting_s: Mapping[str, float]  #: queue name: age of its oldest row
     dead_letters: Mapping[str, int]  #: destination: objects given up
+    uncommitted: Mapping[str, int]  #: destination: objects sent and not committed to yet
     quarantined: int
     free_bytes: int
 
@@ -290,6 +303,14 @@ class LedgerCollector(Collector):
         for destination, count in state.dead_letters.items():
             dead.add_metric([destination], count)
         yield dead
+        uncommitted = GaugeMetricFamily(
+            "dicom_xai_uncommitted_objects",
+            "Objects sent that wait for storage commitment.",
+            labels=["destination"],
+        )
+        for destination, count in state.uncommitted.items():
+            uncommitted.add_metric([destination], count)
+        yield uncommitted
         yield GaugeMetricFamily(
             "dicom_xai_quarantined_instances",
             "Instances kept apart: same UID, other content.",
@@ -386,6 +407,14 @@ class Event(StrEnum):
     DELIVERED = "delivered"
     DELIVERY_RETRIED = "delivery-retried"
     DELIVERY_DEAD = "delivery-dead"
+    COMMITTED = "committed"  #: a destination reported
+    COMMITMENT_NOT_TAKEN = "commitment-not-taken"  #: our request
+    COMMITMENT_LOST = "commitment-lost"  #: it does not hold what it took; sent again
+    COMMITMENT_UNKNOWN = "commitment-unknown"  #: a report about no request of ours
+    COMMITMENT_ASKED = "commitment-asked"  #: of us
+    COMMITMENT_REPORTED = "commitment-reported"  #: by us
+    COMMITMENT_REPORT_RETRIED = "commitment-report-retried"
+    COMMITMENT_REPORT_DEAD = "commitment-report-dead"
     TRIAGED = "triaged"
     SWEPT = "swept"
     UNITS_FORGOTTEN = "units-forgotten"  #: failed or held, and older than spool.keep_failed_days

@@ -59,6 +59,7 @@ from dicom_xai.config.service import (
     IgnoredKind,
     Listener,
     ReceiveConfig,
+    Requester,
     ServiceConfig,
     parse_address,
 )
@@ -96,6 +97,7 @@ __all__ = [
     "Problem",
     "ProblemsError",
     "ReceiveConfig",
+    "Requester",
     "ResizeRule",
     "Route",
     "RouteTest",

@@ -178,6 +178,8 @@ def _tls_problems(service: ServiceConfig, file: Path, marks: Marks) -> Iterator[
         places.append((("receive", "listeners", index, "tls"), listener.ae_title, listener.tls))
     for name, destination in service.destinations.items():
         places.append((("destinations", name, "tls"), name, destination.tls))
+    for title, requester in service.receive.commitment.items():
+        places.append((("receive", "commitment", title, "tls"), title, requester.tls))
     if service.audit.syslog is not None:
         places.append((("audit", "syslog", "tls"), "audit", service.audit.syslog.tls))
     for place, use, files in places:

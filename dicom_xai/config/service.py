@@ -18,6 +18,7 @@ from dicom_xai.config.audit import AuditConfig
 from dicom_xai.config.tls import ClientTLS, ListenerTLS
 from dicom_xai.config.types import (
     AETitle,
+    Bool,
     Name,
     Network,
     Port,
@@ -42,6 +43,14 @@ class Allowed(Section):
     ae_title: AETitle = Field(description="Calling AE title; `*` for any.")
     network: Network = Field(description="Source network, for example 10.1.2.0/24.")
     called_ae_title: AETitle = Field("*", description="Our AE title that it may call; `*` any.")
+
+
+class Requester(Section):
+    """Where somebody who asks us for storage commitment takes our report."""
+
+    host: str = Field(min_length=1, description="Its address.")
+    port: int = Field(ge=1, le=65535, description="Its port.")
+    tls: ClientTLS | None = Field(None, description="TLS towards it; plain without it.")
 
 
 class IgnoredKind(StrEnum):
@@ -71,6 +80,10 @@ class ReceiveConfig(Section):
     max_per_source: int = Field(20, ge=1, le=10_000, description="The same, for one address.")
     accept_and_ignore: tuple[IgnoredKind, ...] = Field(
         tuple(IgnoredKind), description="Kinds answered with Success and never routed."
+    )
+    commitment: dict[AETitle, Requester] = Field(
+        {},
+        description="By AE title: where to report storage commitment when its association is over.",
     )
     acse_timeout_s: Seconds = Field(5.0, gt=0, description="For each step of association set-up.")
     dimse_timeout_s: Seconds = Field(30.0, gt=0, description="Between messages of one operation.")
@@ -163,6 +176,15 @@ class Destination(Section):
         3.0, gt=0, description="An association without work is released after so long."
     )
     tls: ClientTLS | None = Field(None, description="TLS towards it; plain without it.")
+    commitment: Bool = Field(
+        False,
+        description="Ask it for storage commitment; it reports to our `calling_ae_title`.",
+    )
+    commitment_wait_s: Seconds = Field(
+        60.0,
+        gt=0,
+        description="Ask again without a report after so long; twice as long each time, up to 1 h.",
+    )
 
 
 class TelemetryConfig(Section):
@@ -226,6 +248,29 @@ class ServiceConfig(Section):
     destinations: dict[Name, Destination] = Field(description="By name.")
     telemetry: TelemetryConfig = TelemetryConfig()
     audit: AuditConfig = AuditConfig()
+
+    @model_validator(mode="after")
+    def _reports_can_come_in(self) -> ServiceConfig:
+        """A destination that commits reports on an association of its own, most often."""
+        titles = {listener.ae_title for listener in self.receive.listeners}
+        for name, destination in self.destinations.items():
+            ours, theirs = destination.calling_ae_title, destination.ae_title
+            if not destination.commitment:
+                continue
+            if ours not in titles:
+                raise ValueError(
+                    f"destinations.{name} has `commitment` and calls from {ours}, which is no "
+                    "listener's ae_title: its reports could not come in"
+                )
+            if not any(
+                rule.ae_title in ("*", theirs) and rule.called_ae_title in ("*", ours)
+                for rule in self.receive.allow
+            ):
+                raise ValueError(
+                    f"destinations.{name} has `commitment`, and receive.allow does not let "
+                    f"{theirs} call {ours}: its reports could not come in"
+                )
+        return self
 
 
 def parse_address(text: str, calling_ae_title: str) -> Destination:

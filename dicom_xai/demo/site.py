@@ -44,6 +44,8 @@ class Site:
         Name to ``AE@HOST:PORT``, besides `pacs`.
     settings : mapping of str to str
         Section name to YAML lines that replace that section of dicom-xai.yaml.
+    receive : str
+        YAML lines added to the receive section.
     environment : mapping of str to str
         Added to the service's environment.
     """
@@ -56,6 +58,7 @@ class Site:
         models: Path | None = None,
         destinations: dict[str, str] | None = None,
         settings: dict[str, str] | None = None,
+        receive: str = "",
         environment: dict[str, str] | None = None,
     ) -> None:
         self.folder = folder
@@ -71,6 +74,7 @@ class Site:
         self._routes = routes or (bundled / "routes.yaml").read_text()
         self._destinations = destinations or {}
         self._settings = settings or {}
+        self._receive = receive
 
     # -------------------------------------------------------------- life
 
@@ -107,6 +111,7 @@ class Site:
                     f"    - {{ae_title: {ROUTINE}, host: 127.0.0.1, port: {self.port}}}",
                     f"    - {{ae_title: {STAT}, host: 127.0.0.1, port: {self.stat_port}}}",
                     '  allow: [{ae_title: "*", network: 127.0.0.0/8}]',
+                    *self._receive.splitlines(),
                 ]
             ),
             "spool": f"  directory: {self.folder / 'spool'}\n  min_free_bytes: 100000000",

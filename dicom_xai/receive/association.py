@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dicom_xai.commitment import MAX_DATA_SET_BYTES, PUSH_MODEL, PUSH_MODEL_INSTANCE
 from dicom_xai.dimse import Rejection, Status, trace_of
 from dicom_xai.receive import negotiation
 from dicom_xai.receive.command import (
     MAX_COMMAND_BYTES,
     Command,
     Field,
+    event_report,
     in_pdus,
     read_command,
     response,
@@ -48,11 +50,23 @@ PART_BYTES = 131_072
 #: A message that comes more slowly than this, on the whole, is given up. A line of 64 kbit/s, the
 #: slowest that images are sent over, is eight times as fast.
 SLOWEST_BYTES_PER_S = 1_000
+#: A peer that asked for commitment and is silent for so long waits for the report right here.
+REPORT_AFTER_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Reporting:
+    """A report that is owed to the peer, in the syntax of the context in which it asked."""
+
+    message_id: int
+    context_id: int
+    event_type: int
+    data_set: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a C-STORE request is answered: a status, and why where it is no success."""
+    """What a request is answered: a status, and why where it is no success."""
 
     status: Status
     comment: str = ""
@@ -69,6 +83,14 @@ class Hooks:
     store: Callable[[Association, Command, Context, Iterator[memoryview]], Answer]
     #: Called once for each admitted association; True after a normal release.
     ended: Callable[[Association, bool], None]
+    #: One request of the storage commitment service, with its data set and its context's number.
+    commit: Callable[[Association, Command, Context, int, bytes], Answer]
+    #: Does the peer wait for a report?
+    owes: Callable[[Association], bool]
+    #: The report to send now, if it is still ours to send.
+    report: Callable[[Association], Reporting | None]
+    #: The peer answered the report; True when it took it.
+    reported: Callable[[Association, bool], None]
     #: Something was turned away: a reason of a closed set, and the peer's address.
     noted: Callable[[str, str], None]
 
@@ -143,6 +165,7 @@ class Association(threading.Thread):
         self._contexts: Mapping[int, Context] = {}
         self._max_pdu_bytes = 0
         self._has_ended = False
+        self._reporting: Reporting | None = None  #: sent, not answered yet
         self._part = memoryview(b"")
 
     # -------------------------------------------------------------- from any thread
@@ -196,11 +219,17 @@ class Association(threading.Thread):
         if not self._negotiate():
             return
         while True:
-            begin_by_s = time.monotonic() + self._terms.network_timeout_s
+            owes = self._reporting is None and self._hooks.owes(self)
+            patience_s = self._terms.network_timeout_s
+            if owes:
+                patience_s = min(patience_s, REPORT_AFTER_S)
             try:
-                kind, length = self._wire.next_pdu(begin_by_s)
+                kind, length = self._wire.next_pdu(time.monotonic() + patience_s)
             except TimeoutError:
-                raise Breach("idle") from None
+                if not owes:
+                    raise Breach("idle") from None
+                self._report()
+                continue
             if kind is PDU.P_DATA_TF:
                 while self._wire.has_fragment:
                     self._serve()
@@ -273,10 +302,17 @@ class Association(threading.Thread):
         fragment = self._wire.next_fragment()
         command = read_command(self._command_set(fragment))
         context = self._contexts.get(fragment.context_id)
-        if context is None or command.has_data_set != (command.field is Field.C_STORE_RQ):
+        if command.field is Field.N_EVENT_REPORT_RSP:
+            self._take_response(command, fragment.context_id)
+            return
+        wants_data_set = command.field is Field.C_STORE_RQ or command.field.is_commitment
+        if context is None or command.has_data_set != wants_data_set:
             raise Breach("malformed-message")
         if command.field is Field.C_STORE_RQ:
             answer = self._store(command, context, fragment.context_id)
+        elif command.field.is_commitment:
+            data_set = self._small_data_set(fragment.context_id)
+            answer = self._hooks.commit(self, command, context, fragment.context_id, data_set)
         elif command.field is Field.C_ECHO_RQ:
             answer = Answer(Status.SUCCESS)
         else:
@@ -305,6 +341,36 @@ class Association(threading.Thread):
         for _ in parts:
             pass  # refused early: the peer sends the rest before it listens to an answer
         return answer
+
+    def _report(self) -> None:
+        """Send the peer a report that it waits for on its own association (PS3.4 J.3.3)."""
+        made = self._hooks.report(self)
+        if made is None:
+            return
+        self._reporting = made
+        command_set = event_report(
+            made.message_id, PUSH_MODEL, PUSH_MODEL_INSTANCE, made.event_type
+        )
+        out = in_pdus(command_set, made.context_id, self._max_pdu_bytes)
+        out += in_pdus(made.data_set, made.context_id, self._max_pdu_bytes, is_command=False)
+        self._wire.send(out)
+
+    def _take_response(self, command: Command, context_id: int) -> None:
+        made, self._reporting = self._reporting, None
+        if made is None or command.message_id != made.message_id:
+            raise Breach("malformed-message")
+        if command.has_data_set:
+            self._small_data_set(context_id)
+        self._hooks.reported(self, command.status == Status.SUCCESS)
+
+    def _small_data_set(self, context_id: int) -> bytes:
+        """The data set of a message that is no object."""
+        content = bytearray()
+        for part in self._data_set(context_id):
+            content += part
+            if len(content) > MAX_DATA_SET_BYTES:
+                raise Breach("message-too-long")
+        return bytes(content)
 
     def _data_set(self, context_id: int) -> Iterator[memoryview]:
         """The data set of the message that is being read, in parts that share their memory."""

@@ -1,4 +1,4 @@
-"""Associations in: C-ECHO and C-STORE, checked, guarded, answered only when durable.
+"""Associations in: C-ECHO, C-STORE, storage commitment; guarded, answered only when durable.
 
 The order for each object: room? (`Door.draft`) -> its parts into the draft as they come, never held
 whole -> whole? (`inspect`) -> durable? (`Door.accept`) -> 0x0000. Nothing else happens on the
@@ -27,6 +27,17 @@ from typing import TYPE_CHECKING, Protocol
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from dicom_xai import uids
+from dicom_xai.commitment import (
+    ACTION_TYPE,
+    PUSH_MODEL,
+    PUSH_MODEL_INSTANCE,
+    CommitmentReport,
+    CommitmentRequest,
+    EventType,
+    read_report,
+    read_request,
+    written,
+)
 from dicom_xai.config import ReceiveConfig
 from dicom_xai.deflate import inflated
 from dicom_xai.dimse import (
@@ -43,8 +54,8 @@ from dicom_xai.errors import (
     RefusedError,
     TransientError,
 )
-from dicom_xai.receive.association import Answer, Association, Hooks, Terms
-from dicom_xai.receive.command import Command
+from dicom_xai.receive.association import Answer, Association, Hooks, Reporting, Terms
+from dicom_xai.receive.command import Command, Field
 from dicom_xai.receive.guards import Gate, Server
 from dicom_xai.receive.inspect import file_meta, inspect
 from dicom_xai.receive.negotiation import Context
@@ -119,6 +130,21 @@ class Door(Protocol):
     def closed(self, transfer: int, how: TransferEnd) -> None:
         """No more objects will come; called once for each transfer, after its last `accept`."""
 
+    def promise(self, request: CommitmentRequest, sender: Sender) -> int:
+        """Storage commitment was asked of us: return when that is durable, with its number."""
+
+    def report(self, number: int) -> CommitmentReport | None:
+        """What to report about a request now, on its own association; None where somebody did."""
+
+    def reported(self, number: int, is_taken: bool) -> None:
+        """A report of `report` was answered, or cannot be any more."""
+
+    def unreported(self, numbers: list[int]) -> None:
+        """The association of these requests is over, and nothing was reported on it."""
+
+    def take_report(self, report: CommitmentReport, sender: Sender) -> bool:
+        """A peer reports about a request of ours; False where it was none, else durable."""
+
 
 class StorageSCP:
     """The listeners of a configuration, with all that stands between a peer and the door.
@@ -171,6 +197,8 @@ class StorageSCP:
             for each in config.listeners
         ]
         self._transfers: dict[Association, tuple[int, Sender]] = {}
+        self._owed: dict[Association, list[_Owed]] = {}
+        self._reporting: dict[Association, int] = {}
         self._servers: list[Server] = []
         self._server_of: list[Server] = []  # one for each listener
 
@@ -194,7 +222,16 @@ class StorageSCP:
             network_timeout_s=config.network_timeout_s,
             max_message_bytes=self._max_message_bytes,
         )
-        hooks = Hooks(self._admit, self._store, self._ended, self._noted)
+        hooks = Hooks(
+            admit=self._admit,
+            store=self._store,
+            ended=self._ended,
+            commit=self._commit,
+            owes=self._owed.__contains__,
+            report=self._report,
+            reported=self._reported,
+            noted=self._noted,
+        )
         sockets: dict[tuple[str, int], Server] = {}
         try:
             for listener, credentials in zip(config.listeners, self.credentials, strict=True):
@@ -380,6 +417,65 @@ class StorageSCP:
                 with plain.mapped(0) as walked:
                     yield walked
 
+    # -------------------------------------------------------------- storage commitment
+
+    def _commit(
+        self,
+        association: Association,
+        command: Command,
+        context: Context,
+        context_id: int,
+        data_set: bytes,
+    ) -> Answer:
+        """The answer to an N-ACTION, or to an N-EVENT-REPORT (PS3.4 J.3.2 and J.3.3)."""
+        problem = _not_served(command, context)
+        if problem is not None:
+            return problem
+        sender = self._sender(association)
+        try:
+            if command.field is Field.N_ACTION_RQ:
+                request = read_request(data_set, context.transfer_syntax)
+                number = self._door.promise(request, sender)
+                owed = _Owed(number, context_id, context.transfer_syntax)
+                self._owed.setdefault(association, []).append(owed)
+                return Answer(Status.SUCCESS)
+            report = read_report(data_set, context.transfer_syntax)
+            if self._door.take_report(report, sender):
+                return Answer(Status.SUCCESS)
+            return Answer(Status.INVALID_ARGUMENT_VALUE, "no such transaction")
+        except CannotUnderstandError as error:
+            self._tell(error.reason, sender)
+            return Answer(Status.INVALID_ARGUMENT_VALUE, str(error))
+        except (TransientError, OSError) as error:
+            self._tell("not-durable", sender)
+            log.error("storage commitment could not be made durable: %s", trace_of(error))
+            return Answer(Status.RESOURCE_LIMITATION)
+        except Exception as error:  # noqa: BLE001 - logged, its message apart
+            self._tell("failed", sender)
+            log.error("storage commitment could not be handled: %s", trace_of(error))
+            return Answer(Status.PROCESSING_FAILURE)
+
+    def _report(self, association: Association) -> Reporting | None:
+        """The next report that the association waits for."""
+        owed = self._next_owed(association)
+        report = self._door.report(owed.number)
+        if report is None:
+            return None
+        # a message id has 16 bits; one report at a time is under way
+        data_set = written(report, owed.transfer_syntax)
+        self._reporting[association] = owed.number
+        return Reporting(owed.number % 0xFFFF + 1, owed.context_id, report.event_type, data_set)
+
+    def _reported(self, association: Association, is_taken: bool) -> None:
+        self._door.reported(self._reporting.pop(association), is_taken)
+
+    def _next_owed(self, association: Association) -> _Owed:
+        waiting = self._owed[association]
+        owed = waiting.pop(0)
+        if not waiting:
+            del self._owed[association]
+        return owed
+
     # -------------------------------------------------------------- transfers
 
     def _transfer(self, association: Association, sender: Sender) -> int:
@@ -391,13 +487,41 @@ class StorageSCP:
 
     def _ended(self, association: Association, released: bool) -> None:
         known = self._transfers.pop(association, None)
-        if known is None:
-            return
+        unreported = [each.number for each in self._owed.pop(association, [])]
+        unanswered = self._reporting.pop(association, None)
         try:
-            self._door.closed(known[0], TransferEnd.RELEASED if released else TransferEnd.ABORTED)
+            if known is not None:
+                how = TransferEnd.RELEASED if released else TransferEnd.ABORTED
+                self._door.closed(known[0], how)
+            if unanswered is not None:
+                self._door.reported(unanswered, False)
+            if unreported:
+                self._door.unreported(unreported)
         except Exception as error:  # noqa: BLE001 - logged, its message apart
             # the last word of an association has nobody to hear of it; the ledger's lease runs out
             log.error("the end of a transfer could not be noted: %s", trace_of(error))
+
+
+@dataclass(frozen=True, slots=True)
+class _Owed:
+    """A report that a peer waits for on its association."""
+
+    number: int
+    context_id: int
+    transfer_syntax: str
+
+
+def _not_served(command: Command, context: Context) -> Answer | None:
+    """Why a request of the storage commitment service is refused by its command set alone."""
+    if not command.sop_class_uid == context.abstract_syntax == PUSH_MODEL:
+        return Answer(Status.SOP_CLASS_NOT_SUPPORTED)
+    if command.sop_instance_uid != PUSH_MODEL_INSTANCE:
+        return Answer(Status.NO_SUCH_SOP_INSTANCE)
+    if command.field is Field.N_ACTION_RQ and command.type_id != ACTION_TYPE:
+        return Answer(Status.NO_SUCH_ACTION)
+    if command.field is Field.N_EVENT_REPORT_RQ and command.type_id not in list(EventType):
+        return Answer(Status.NO_SUCH_EVENT_TYPE)
+    return None
 
 
 def _plain(address: str) -> str:

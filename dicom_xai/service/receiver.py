@@ -12,13 +12,15 @@ from functools import partial
 from math import inf
 
 from dicom_xai import dimse, identity
+from dicom_xai.commitment import CommitmentReport, CommitmentRequest
 from dicom_xai.config import Config, Route, TriggerKind
 from dicom_xai.errors import DicomXaiError, DuplicateInstanceError, LedgerBusyError
-from dicom_xai.ledger import ORPHAN_AGE_S, Disposition, Recorded, Wanted
+from dicom_xai.ledger import ORPHAN_AGE_S, Disposition, Owed, Recorded, Wanted
 from dicom_xai.receive import completion
 from dicom_xai.receive.storage_scp import Arrival, StorageSCP, TransferEnd
 from dicom_xai.route.plan import plan_instance, unit_of
 from dicom_xai.service.audited import SECURITY_REASONS, Tally, node_of, note_received
+from dicom_xai.service.commitments import REPORT_LEASE_S, note_reported, take_report
 from dicom_xai.service.pressure import Pressure, limits_of
 from dicom_xai.service.role import Context, report_rotation, watch_certificate
 from dicom_xai.spool import Draft
@@ -32,6 +34,8 @@ TRANSFER_LEASE_S = 15.0
 LONGEST_WAIT_S = 1.0
 #: Associations may finish for so long when a reload changes who may send.
 RELOAD_GRACE_S = 5.0
+#: A report of storage commitment is left to the association of its request for so long.
+REPORT_HOLD_S = 2.0
 #: Between two rounds of retention.
 RETENTION_EVERY_S = 600.0
 
@@ -59,6 +63,7 @@ class Receiver:
         self._pressure = Pressure(context.ledger, limits_of(context.config.service))
         self._bell = context.ledger.listen("receiver")
         self._transfers: dict[int, tuple[Sender, Tally]] = {}
+        self._reporting: dict[int, Owed] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._loop = threading.Thread(target=self._complete_forever, name="completion")
@@ -252,6 +257,62 @@ class Receiver:
             self._decide(candidate)
         is_whole = how is TransferEnd.RELEASED
         note_received(self._context, sender, tally, is_whole=is_whole)
+
+    # -------------------------------------------------------------- storage commitment
+
+    def promise(self, request: CommitmentRequest, sender: Sender) -> int:
+        """Somebody asks for storage commitment; gives the report's number once it is durable."""
+        config = self._policy.config.service.receive
+        has_address = sender.calling_ae_title in config.commitment
+        hold_s = REPORT_HOLD_S if has_address else config.network_timeout_s
+        number = self._context.ledger.commitments.owe(
+            request, sender.calling_ae_title, sender.called_ae_title, hold_s
+        )
+        self._context.metrics.commitment_reports.labels("asked").inc()
+        self._context.log.info(
+            Event.COMMITMENT_ASKED,
+            ae_title=sender.calling_ae_title,
+            count=len(request.references),
+        )
+        return number
+
+    def report(self, number: int) -> CommitmentReport | None:
+        """What to report on the association of the request; None where the sender is at it."""
+        owed = self._context.ledger.commitments.claim_report(REPORT_LEASE_S, report_id=number)
+        if owed is None:
+            return None
+        with self._lock:
+            self._reporting[number] = owed
+        return owed.report
+
+    def reported(self, number: int, is_taken: bool) -> None:
+        """The peer took the report, refused it, or went without a word."""
+        with self._lock:
+            owed = self._reporting.pop(number)
+        commitments = self._context.ledger.commitments
+        if is_taken:
+            commitments.reported(owed)
+            note_reported(self._context, owed)
+        else:
+            commitments.report_later(owed, 0.0, "not taken on the association of the request")
+            self._context.ledger.ring("sender")
+
+    def unreported(self, numbers: list[int]) -> None:
+        """The association is over: reports go by associations of ours."""
+        self._context.ledger.commitments.hand_over(numbers)
+        self._context.ledger.ring("sender")
+
+    def take_report(self, report: CommitmentReport, sender: Sender) -> bool:
+        """A destination reports about our request; False where there was none to it."""
+        destinations = self._policy.config.service.destinations
+        reporters = [
+            name
+            for name, place in destinations.items()
+            if place.commitment and place.ae_title == sender.calling_ae_title
+        ]
+        return take_report(self._context, report, reporters)
+
+    # -------------------------------------------------------------- routing
 
     def _refused(self, reason: str, sender: Sender) -> None:
         self._context.metrics.instances_refused.labels(reason).inc()

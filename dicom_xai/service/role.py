@@ -125,6 +125,7 @@ def ledger_state(ledger: Ledger, spool: Spool) -> LedgerState:
         outbox_depths=depths.outbox,
         oldest_waiting_s=depths.oldest_s,
         dead_letters=depths.dead,
+        uncommitted=depths.uncommitted,
         quarantined=depths.quarantined,
         free_bytes=spool.free_bytes,
     )

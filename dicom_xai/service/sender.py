@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from dicom_xai import dimse, identity
 from dicom_xai.audit import Participant
-from dicom_xai.config import Config, Destination
+from dicom_xai.config import Config, Destination, Requester
 from dicom_xai.deliver.backoff import Breaker
 from dicom_xai.deliver.storage_scu import StorageSCU
 from dicom_xai.errors import (
@@ -28,6 +28,7 @@ from dicom_xai.errors import (
 )
 from dicom_xai.ledger import Outgoing, Triaged
 from dicom_xai.service.audited import Tally, note_sent
+from dicom_xai.service.commitments import Committer, Debtor, drop_unaddressed
 from dicom_xai.service.role import Context, report_rotation, watch_certificate
 from dicom_xai.stages import Stage
 from dicom_xai.study import Purpose
@@ -61,10 +62,14 @@ class Sender:
         self._context = context
         self._rng = rng or random.Random()
         self._outlets: dict[str, _Outlet] = {}
+        self._committers: dict[str, Committer] = {}
+        self._debtors: dict[str, Debtor] = {}
+        self._requesters = context.config.service.receive.commitment
 
     def start(self) -> None:
-        """Open one outlet for each destination."""
+        """Open one outlet for each destination, and what storage commitment needs."""
         self._open(self._context.config.service.destinations)
+        self._owe(self._requesters)
 
     def tick(self) -> None:
         """End the role when an outlet has ended."""
@@ -72,6 +77,12 @@ class Sender:
             if outlet.failure is not None:
                 raise outlet.failure
             outlet.watch_certificate()
+        for committer in self._committers.values():
+            committer.watch_certificate()
+        for loop in (*self._committers.values(), *self._debtors.values()):
+            if loop.failure is not None:
+                raise loop.failure
+        drop_unaddressed(self._context, list(self._requesters))
 
     def use(self, config: Config) -> None:
         """Close the outlets that changed or went, open the new ones."""
@@ -79,17 +90,36 @@ class Sender:
         changed = [
             name for name, outlet in self._outlets.items() if wanted.get(name) != outlet.destination
         ]
-        _end([self._outlets.pop(name) for name in changed], RELOAD_GRACE_S)
+        asked = config.service.receive.commitment
+        ending: list[_Ending] = [self._outlets.pop(name) for name in changed]
+        ending += [self._committers.pop(name) for name in changed if name in self._committers]
+        gone = [ae for ae in self._debtors if asked.get(ae) != self._requesters[ae]]
+        ending += [self._debtors.pop(ae) for ae in gone]
+        _end(ending, RELOAD_GRACE_S)
         self._open({n: d for n, d in wanted.items() if n not in self._outlets})
+        self._owe({ae: each for ae, each in asked.items() if ae not in self._debtors})
+        self._requesters = asked
 
     def stop(self, grace_s: float) -> None:
         """Finish the objects under way; what is left waits in the ledger."""
-        _end(list(self._outlets.values()), grace_s)
+        _end(
+            [*self._outlets.values(), *self._committers.values(), *self._debtors.values()], grace_s
+        )
 
     def _open(self, destinations: Mapping[str, Destination]) -> None:
         for name, destination in destinations.items():
             self._outlets[name] = _Outlet(self._context, name, destination, self._rng)
             self._outlets[name].start()
+            if destination.commitment:
+                self._committers[name] = Committer(self._context, name, destination, self._rng)
+                self._committers[name].start()
+            else:
+                self._context.ledger.commitments.release(name)
+
+    def _owe(self, requesters: Mapping[str, Requester]) -> None:
+        for ae_title, requester in requesters.items():
+            self._debtors[ae_title] = Debtor(self._context, ae_title, requester, self._rng)
+            self._debtors[ae_title].start()
 
 
 class _Outlet:
@@ -231,7 +261,11 @@ class _Outlet:
             comment = f"status 0x{receipt.status:04X}"
             self._give_up(outgoing, comment, receipt.status)
             return True
-        triaged = self._tell(lambda: ledger.deliveries.sent(outgoing, receipt.status))
+        triaged = self._tell(
+            lambda: ledger.deliveries.sent(
+                outgoing, receipt.status, wants_commitment=self.destination.commitment
+            )
+        )
         source = outgoing.source
         self._sent.add(source.study_instance_uid, outgoing.sop_class_uid, source.spool_key)
         if len(self._sent) >= NOTE_AFTER:
@@ -309,7 +343,17 @@ class _Outlet:
         )
 
 
-def _end(outlets: Sequence[_Outlet], grace_s: float) -> None:
+class _Ending(Protocol):
+    """A thread that can be asked to end."""
+
+    def ask_to_stop(self) -> None: ...
+
+    def hang_up(self) -> None: ...
+
+    def join(self, timeout_s: float) -> bool: ...
+
+
+def _end(outlets: Sequence[_Ending], grace_s: float) -> None:
     """Let outlets finish, then cut their connections; all within one grace time.
 
     One that does not even end then is left to its deadlines, or to the end of the process. What it

@@ -32,6 +32,7 @@ from pynetdicom.pdu_primitives import (
 )
 from pynetdicom.presentation import build_context
 
+from dicom_xai.commitment import CommitmentReport, CommitmentRequest
 from dicom_xai.config import Allowed, Listener, ReceiveConfig
 from dicom_xai.errors import RefusedError
 from dicom_xai.receive.association import Association
@@ -40,6 +41,7 @@ from dicom_xai.spool import Draft, Spool
 from dicom_xai.study import Sender
 
 HOST = "127.0.0.1"
+UNKNOWN_TRANSACTION = "1.2.404"
 
 
 def an_image(
@@ -105,6 +107,11 @@ class Shelf:
         self.ends: list[tuple[int, TransferEnd]] = []
         self.refusals: list[tuple[str, Sender]] = []
         self.transfers = 0
+        self.requests: list[tuple[CommitmentRequest, Sender]] = []
+        self.reports: list[tuple[CommitmentReport, Sender]] = []
+        self.answered: list[tuple[int, bool]] = []
+        self.handed_over: list[int] = []
+        self.is_reported_elsewhere = False
         self._changed = threading.Condition()
 
     def draft(self) -> AbstractContextManager[Draft]:
@@ -134,6 +141,39 @@ class Shelf:
         with self._changed:
             self.ends.append((transfer, how))
             self._changed.notify_all()
+
+    def promise(self, request: CommitmentRequest, sender: Sender) -> int:
+        """A new number, or raise what was asked for."""
+        if self.refusal is not None:
+            raise self.refusal
+        with self._changed:
+            self.requests.append((request, sender))
+            return len(self.requests)
+
+    def report(self, number: int) -> CommitmentReport | None:
+        """All that was asked for is here, unless the sender is at it."""
+        if self.is_reported_elsewhere:
+            return None
+        request, _ = self.requests[number - 1]
+        return CommitmentReport(request.transaction_uid, request.references, ())
+
+    def reported(self, number: int, is_taken: bool) -> None:
+        """Note it."""
+        with self._changed:
+            self.answered.append((number, is_taken))
+            self._changed.notify_all()
+
+    def unreported(self, numbers: list[int]) -> None:
+        """Note it."""
+        with self._changed:
+            self.handed_over.extend(numbers)
+            self._changed.notify_all()
+
+    def take_report(self, report: CommitmentReport, sender: Sender) -> bool:
+        """Keep it; about one transaction nothing is known."""
+        with self._changed:
+            self.reports.append((report, sender))
+        return report.transaction_uid != UNKNOWN_TRANSACTION
 
     def refused(self, reason: str, sender: Sender) -> None:
         """Note it."""

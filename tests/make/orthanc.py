@@ -25,6 +25,11 @@ class Orthanc:
     ----------
     folder : Path
         Takes configuration, storage, index and log; made when absent.
+
+    Attributes
+    ----------
+    service_port : int
+        Where the service listens that it knows as `service`; it reports to it, and may ask it.
     """
 
     ae_title = "ORTHANC"
@@ -32,6 +37,7 @@ class Orthanc:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port, self._http_port = free_ports(2)
+        self.service_port = 104
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -92,6 +98,20 @@ class Orthanc:
             body: bytes = answer.read()
         return body
 
+    def post(self, path: str, content: object) -> bytes:
+        """The answer to a POST of JSON."""
+        data = json.dumps(content).encode()
+        request = urllib.request.Request(self._url(path), data=data, method="POST")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            body: bytes = answer.read()
+        return body
+
+    def delete(self, path: str) -> None:
+        """DELETE it."""
+        request = urllib.request.Request(self._url(path), method="DELETE")
+        with urllib.request.urlopen(request, timeout=30):
+            pass
+
     def identifier(self, sop_instance_uid: str) -> str | None:
         """Its own name for an object, or None when it does not hold it."""
         request = urllib.request.Request(
@@ -129,7 +149,7 @@ class Orthanc:
             "DicomCheckCalledAet": True,
             "DicomAlwaysAllowStore": False,
             "DicomCheckModalityHost": True,
-            "DicomModalities": {"service": [ROUTINE, "127.0.0.1", 104]},
+            "DicomModalities": {"service": [ROUTINE, "127.0.0.1", self.service_port]},
             "StableAge": 1,
             "SaveJobs": False,
         }

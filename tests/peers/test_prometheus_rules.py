@@ -40,7 +40,7 @@ def test_metrics_are_named_as_prometheus_wants() -> None:
     metrics.triage_seconds.labels("chest-x-ray", "routine").observe(0.3)
     metrics.stage_seconds.labels("infer", "phantom-cxr").observe(0.1)
     metrics.budget_exceeded.labels("chest-x-ray", "infer").inc()
-    state = LedgerState({"queued": 1}, {"pacs": 1}, {"queued": 1.0}, {"pacs": 0}, 0, 10**10)
+    state = LedgerState({"queued": 1}, {"pacs": 1}, {"queued": 1.0}, {"pacs": 0}, {}, 0, 10**10)
     registry.register(LedgerCollector(lambda: state))
     registry.register(BuildCollector("1.0", lambda: "0" * 64))
     exposition = generate_latest(registry).decode()

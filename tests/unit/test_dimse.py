@@ -67,12 +67,16 @@ def test_every_kind_that_the_config_knows_has_its_classes() -> None:
     assert set(dimse.IGNORED_CLASSES) == {kind.value for kind in IgnoredKind}
 
 
-def test_all_that_is_served_is_a_storage_class_that_exists_once() -> None:
+def test_all_that_is_served_is_storage_or_its_commitment_and_exists_once() -> None:
     contexts = acceptor_contexts(list(IgnoredKind))
     classes = [context.abstract_syntax for context in contexts]
     assert len(set(classes)) == len(classes)
     services = {uid_to_service_class(each).__name__ for each in classes}
-    assert services == {"StorageServiceClass", "VerificationServiceClass"}
+    assert services == {
+        "StorageServiceClass",
+        "StorageCommitmentServiceClass",
+        "VerificationServiceClass",
+    }
 
 
 def test_kinds_that_are_not_configured_are_not_served() -> None:

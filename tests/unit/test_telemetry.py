@@ -46,6 +46,7 @@ STATE = LedgerState(
     outbox_depths={"pacs": 2},
     oldest_waiting_s={"queued": 1.5},
     dead_letters={"pacs": 1},
+    uncommitted={"pacs": 6},
     quarantined=4,
     free_bytes=500_000,
 )
@@ -117,6 +118,7 @@ def test_a_scrape_shows_what_the_ledger_knows(registry: CollectorRegistry) -> No
         'dicom_xai_outbox_depth_objects{destination="pacs"} 2.0',
         'dicom_xai_oldest_waiting_seconds{queue="queued"} 1.5',
         'dicom_xai_dead_letters_objects{destination="pacs"} 1.0',
+        'dicom_xai_uncommitted_objects{destination="pacs"} 6.0',
         "dicom_xai_quarantined_instances 4.0",
         "dicom_xai_spool_free_bytes 500000.0",
         'dicom_xai_build_info{config="000000000000",version="1.0"} 1.0',

@@ -36,7 +36,7 @@ ENDINGS = {
 def declared() -> set[str]:
     registry = CollectorRegistry()
     Metrics(registry)
-    state = LedgerState({}, {}, {}, {}, quarantined=0, free_bytes=0)
+    state = LedgerState({}, {}, {}, {}, {}, quarantined=0, free_bytes=0)
     registry.register(LedgerCollector(lambda: state))
     registry.register(BuildCollector("1.0", lambda: "0" * 64))
     return {

@@ -1,0 +1,276 @@
+"""Storage commitment over the wire: ask a destination, or report to somebody who asked us.
+
+A destination reports on the association of the request or on one that it opens to a listener of
+ours (PS3.4 J.3.3). For the first the association is kept open for a while, as long as nothing else
+is to be asked; `Asker.heard` is then called on the association's own thread.
+
+Associations of their own: a report that comes in the middle of a C-STORE would be taken for its
+answer, and results must not wait for promises.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from pydicom.filereader import read_dataset
+from pydicom.uid import ImplicitVRLittleEndian
+from pynetdicom import evt
+from pynetdicom.presentation import build_context, build_role
+
+from dicom_xai.commitment import (
+    ACTION_TYPE,
+    PUSH_MODEL,
+    PUSH_MODEL_INSTANCE,
+    SYNTAXES,
+    CommitmentReport,
+    CommitmentRequest,
+    read_report,
+    written,
+)
+from dicom_xai.deliver.requestor import Connection, Timeouts, associate, drop, why_not
+from dicom_xai.dimse import Status
+from dicom_xai.errors import CannotUnderstandError, DestinationUnavailableError
+from dicom_xai.tls import Credentials, Rotation
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+    from pynetdicom.association import Association
+    from pynetdicom.events import Event, EventHandlerType
+    from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
+
+    from dicom_xai.config import Destination
+
+
+class _Line:
+    """An association for storage commitment alone, and how it ends.
+
+    One thread at a time; only `hang_up` is for another one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        destination: Destination,
+        timeouts: Timeouts | None,
+        rotated: Callable[[Rotation], None] | None,
+    ) -> None:
+        self._name = name
+        self._destination = destination
+        self._timeouts = timeouts or Timeouts()
+        files = destination.tls
+        self.credentials = None if files is None else Credentials(name, files, rotated)
+        self._association: Association | None = None
+        self._socket: socket.socket | None = None
+        self._wire: Connection | None = None
+        self._is_hung_up = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an association stands, as far as one can know without asking."""
+        return self._association is not None and bool(self._association.is_established)
+
+    def close(self) -> None:
+        """Release, or hang up where the peer does not answer; no-op when closed."""
+        if self.is_open:
+            assert self._association is not None
+            self._association.release()
+        self._drop()
+
+    def hang_up(self) -> None:
+        """Cut the connection under another thread, which then ends; for good."""
+        self._is_hung_up = True
+        wire = self._wire
+        if wire is not None and wire.socket is not None:
+            with suppress(OSError):  # closed meanwhile
+                wire.socket.shutdown(socket.SHUT_RDWR)
+
+    def _open(
+        self,
+        roles: tuple[SCP_SCU_RoleSelectionNegotiation, ...] = (),
+        handlers: tuple[EventHandlerType, ...] = (),
+    ) -> Association:
+        """The association, asked for where there is none.
+
+        Raises
+        ------
+        DestinationUnavailableError
+            No connection, no answer, a rejection, or no storage commitment.
+        """
+        if self._association is not None and self.is_open:
+            return self._association
+        self._drop()
+        if self._is_hung_up:
+            raise self._unavailable("was hung up on: the sender stops")
+        contexts = [build_context(PUSH_MODEL, list(SYNTAXES))]
+        try:
+            association = associate(
+                self._destination,
+                self._timeouts,
+                contexts,
+                self.credentials,
+                self._note_wire,
+                roles,
+                handlers,
+            )
+        except OSError as error:
+            raise self._unavailable("has no address that can be found") from error
+        self._association = association
+        self._socket = association.dul.socket.socket
+        if not association.is_established:
+            reason = why_not(association, self._timeouts, has_tls=self.credentials is not None)
+            self._drop()
+            raise self._unavailable(f"{reason} (storage commitment)")
+        return association
+
+    def _check(self, answer: Dataset, what: str) -> None:
+        """Raise DestinationUnavailableError unless a request was answered with success."""
+        status = answer.get("Status")
+        if status == Status.SUCCESS:
+            return
+        self._drop()
+        found = "nothing" if status is None else f"0x{status:04X}"
+        raise self._unavailable(f"answered {found} to {what}")
+
+    def _note_wire(self, wire: Connection) -> None:
+        self._wire = wire
+
+    def _drop(self) -> None:
+        association, sock = self._association, self._socket
+        self._association = self._socket = None
+        if association is not None:
+            drop(association, sock)
+
+    def _unavailable(self, what: str) -> DestinationUnavailableError:
+        place = self._destination
+        return DestinationUnavailableError(
+            f"{self._name!r} ({place.ae_title} at {place.host}:{place.port}) {what}"
+        )
+
+
+class Asker(_Line):
+    """Asks one destination to commit to what it was sent.
+
+    Parameters
+    ----------
+    name : str
+        The destination's name in the configuration.
+    destination : Destination
+    heard : callable
+        Given each report that comes on our association, on a thread of its own; the status that
+        it gives is the answer to the destination.
+    timeouts : Timeouts
+    rotated : callable
+        Told when the files of the destination's `tls` changed on disk.
+    clock : callable
+        Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        destination: Destination,
+        heard: Callable[[CommitmentReport], Status],
+        timeouts: Timeouts | None = None,
+        rotated: Callable[[Rotation], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(name, destination, timeouts, rotated)
+        self._heard = heard
+        self._clock = clock
+        self._asked_s = clock()
+        self._message_id = 0
+
+    def ask(self, request: CommitmentRequest) -> None:
+        """Send one N-ACTION; returns when the destination has taken it (PS3.4 J.3.2).
+
+        Raises
+        ------
+        DestinationUnavailableError
+            It did not take it: ask again later.
+        """
+        association = self._open(handlers=((evt.EVT_N_EVENT_REPORT, self._take_report),))
+        self._message_id = self._message_id % 0xFFFF + 1
+        try:
+            answer, _ = association.send_n_action(
+                _data_set_of(request),
+                ACTION_TYPE,
+                PUSH_MODEL,
+                PUSH_MODEL_INSTANCE,
+                msg_id=self._message_id,
+            )
+        except (RuntimeError, ValueError) as error:  # it ended since we looked
+            self._drop()
+            raise self._unavailable("closed the association before it was asked") from error
+        self._check(answer, "an N-ACTION")
+        self._asked_s = self._clock()
+
+    def close_if_silent(self) -> bool:
+        """Release an association on which nothing was asked for `keep_open_s`."""
+        if self._association is None:
+            return False
+        if self.is_open and self._clock() - self._asked_s < self._destination.keep_open_s:
+            return False
+        self.close()
+        return True
+
+    def _take_report(self, event: Event) -> tuple[int, None]:
+        information = event.request.EventInformation
+        try:
+            report = read_report(
+                b"" if information is None else information.getvalue(),
+                str(event.context.transfer_syntax),
+            )
+        except CannotUnderstandError:
+            return int(Status.INVALID_ARGUMENT_VALUE), None
+        return int(self._heard(report)), None
+
+
+class Reporter(_Line):
+    """Reports to somebody who asked us for storage commitment, on an association that we open.
+
+    Parameters
+    ----------
+    name : str
+    destination : Destination
+        Where it listens; `calling_ae_title` is the AE title of ours that it asked.
+    timeouts : Timeouts
+    rotated : callable
+        Told when the files of the destination's `tls` changed on disk.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        destination: Destination,
+        timeouts: Timeouts | None = None,
+        rotated: Callable[[Rotation], None] | None = None,
+    ) -> None:
+        super().__init__(name, destination, timeouts, rotated)
+
+    def report(self, report: CommitmentReport) -> None:
+        """Send one N-EVENT-REPORT; returns when the peer has taken it (PS3.4 J.3.3).
+
+        Raises
+        ------
+        DestinationUnavailableError
+            It did not take it: report again later.
+        """
+        # who reports is the service's SCP, though it opens the association (PS3.7 D.3.3.4)
+        association = self._open(roles=(build_role(PUSH_MODEL, scp_role=True),))
+        try:
+            answer, _ = association.send_n_event_report(
+                _data_set_of(report), report.event_type, PUSH_MODEL, PUSH_MODEL_INSTANCE
+            )
+        except (RuntimeError, ValueError) as error:  # closed since, or not agreed to as an SCP
+            self._drop()
+            raise self._unavailable("does not take reports on our associations") from error
+        self._check(answer, "an N-EVENT-REPORT")
+
+
+def _data_set_of(content: CommitmentRequest | CommitmentReport) -> Dataset:
+    return read_dataset(BytesIO(written(content, ImplicitVRLittleEndian)), True, True)

@@ -1,0 +1,229 @@
+"""The sender's side of storage commitment against a real peer that reports as it is told."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from dicom_xai.audit import Recorder
+from dicom_xai.commitment import CommitmentReport, CommitmentRequest, Failure
+from dicom_xai.config import Destination, Requester, load
+from dicom_xai.ledger import Disposition, Ledger
+from dicom_xai.service.commitments import Committer, Debtor, drop_unaddressed, take_report
+from dicom_xai.service.role import Context
+from dicom_xai.spool import Spool
+from dicom_xai.study import Reference
+from dicom_xai.telemetry import Log, Metrics
+from tests.make.associations import HOST, wait_until_all_have_ended
+from tests.make.books import wait_until
+from tests.make.committing_peer import CommittingPeer, Way
+from tests.make.config_files import Folder
+from tests.make.ledger import a_job, a_result, an_instance, outgoing, receive, rows, url_in
+
+pytestmark = pytest.mark.promise("P4")
+CT = "1.2.840.10008.5.1.4.1.1.2"
+
+
+@pytest.fixture
+def log() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def context(tmp_path: Path, log: io.StringIO) -> Iterator[Context]:
+    config, _ = load(Folder(tmp_path / "config").write())
+    metrics, lines = Metrics(CollectorRegistry()), Log(log)
+    ledger = Ledger(url_in(tmp_path))
+    yield Context(
+        config=config,
+        ledger=ledger,
+        spool=Spool(tmp_path / "spool"),
+        metrics=metrics,
+        log=lines,
+        audit=Recorder(config.service.audit, "sender", metrics, lines),
+    )
+    ledger.close()
+
+
+def sent(ledger: Ledger, number: int = 1) -> str:
+    """A unit of one object that a destination has; gives its UID."""
+    job = a_job(ledger, number)
+    ledger.jobs.finish(job, [a_result(job)])
+    item = outgoing(ledger)
+    ledger.deliveries.sent(item, 0, wants_commitment=True)
+    return item.sop_instance_uid
+
+
+def place(port: int, wait_s: float = 60.0) -> Destination:
+    return Destination(
+        type="dimse",
+        ae_title="PACS",
+        host=HOST,
+        port=port,
+        commitment=True,
+        commitment_wait_s=wait_s,
+    )
+
+
+@contextmanager
+def running(loop: Committer | Debtor) -> Iterator[None]:
+    loop.start()
+    try:
+        yield
+    finally:
+        loop.ask_to_stop()
+        assert loop.join(10)
+        assert loop.failure is None
+        wait_until_all_have_ended()
+
+
+def states(folder: Path) -> list[tuple[object, ...]]:
+    return rows(folder, "SELECT state, commitment FROM delivery ORDER BY id")
+
+
+def counted(context: Context, outcome: str) -> float:
+    value = context.metrics.registry.get_sample_value(
+        "dicom_xai_commitments_total", {"destination": "pacs", "outcome": outcome}
+    )
+    return value or 0.0
+
+
+def test_a_report_on_the_association_of_the_request_commits(
+    context: Context, tmp_path: Path
+) -> None:
+    sent(context.ledger)
+    with CommittingPeer() as pacs:
+        committer = Committer(context, "pacs", place(pacs.port), random.Random(1))
+        with running(committer):
+            wait_until(lambda: states(tmp_path) == [("sent", "committed")], "committed")
+            wait_until(lambda: pacs.answers == [0x0000], "the report is answered")
+    assert counted(context, "asked") == counted(context, "committed") == 1
+
+
+def test_several_units_share_an_association(context: Context, tmp_path: Path) -> None:
+    for number in range(1, 4):
+        sent(context.ledger, number)
+    with CommittingPeer() as pacs:
+        committer = Committer(context, "pacs", place(pacs.port), random.Random(1))
+        with running(committer):
+            wait_until(lambda: states(tmp_path) == [("sent", "committed")] * 3, "committed")
+    assert len({each.transaction_uid for each in pacs.requests}) == 3
+
+
+def test_what_a_report_denies_goes_back_to_the_queue(
+    context: Context, tmp_path: Path, log: io.StringIO
+) -> None:
+    uid = sent(context.ledger)
+    with CommittingPeer(lost=frozenset([uid])) as pacs:
+        committer = Committer(context, "pacs", place(pacs.port), random.Random(1))
+        with running(committer):
+            wait_until(lambda: states(tmp_path) == [("pending", "none")], "to be sent again")
+    assert counted(context, "lost") == 1
+    assert '"commitment-lost"' in log.getvalue()
+
+
+def test_a_silent_or_refusing_destination_is_asked_until_it_reports(
+    context: Context, tmp_path: Path, log: io.StringIO
+) -> None:
+    sent(context.ledger)
+    with CommittingPeer(Way.REFUSES, Way.SILENT) as pacs:
+        committer = Committer(context, "pacs", place(pacs.port, 0.1), random.Random(1))
+        with running(committer):
+            wait_until(lambda: states(tmp_path) == [("sent", "committed")], "committed")
+    assert len({each.transaction_uid for each in pacs.requests}) >= 3
+    assert "answered 0x0110 to an N-ACTION" in log.getvalue()
+    assert counted(context, "not-taken") == 1
+
+
+def test_a_dead_destination_is_left_alone_between_requests(
+    context: Context, tmp_path: Path, log: io.StringIO
+) -> None:
+    sent(context.ledger)
+    with CommittingPeer() as pacs:
+        port = pacs.port
+    committer = Committer(context, "pacs", place(port), random.Random(1))
+    with running(committer):
+        wait_until(lambda: '"commitment-not-taken"' in log.getvalue(), "tried")
+    assert states(tmp_path) == [("sent", "wanted")]
+    assert rows(tmp_path, "SELECT state FROM commitment")[0] == ("failed",)
+
+
+@pytest.mark.parametrize(
+    ("lost", "outcome"), [(False, ("sent", "committed")), (True, ("pending", "none"))]
+)
+def test_a_report_that_comes_elsewhere_and_twice_is_applied_once(
+    context: Context, tmp_path: Path, lost: bool, outcome: tuple[str, str]
+) -> None:
+    sent(context.ledger)
+    asking = context.ledger.commitments.ask("pacs", lambda _: 60.0)
+    assert asking is not None
+    references = asking.request.references
+    report = CommitmentReport(
+        asking.request.transaction_uid,
+        () if lost else references,
+        tuple(Failure(each, 0x0112) for each in references) if lost else (),
+    )
+    for _ in range(2):
+        assert take_report(context, report, ["pacs"])
+        assert states(tmp_path) == [outcome]
+    assert counted(context, "lost") == float(lost)
+    assert not take_report(context, replace(report, transaction_uid="1.2.3"), ["pacs"])
+    assert not take_report(context, report, [])
+
+
+# ------------------------------------------------------------------ reports of ours
+
+
+def owe(ledger: Ledger, *uids: str) -> None:
+    request = CommitmentRequest("1.2.77", tuple(Reference(CT, uid) for uid in uids))
+    ledger.commitments.owe(request, "PACS", "DICOM_XAI", 0.0)
+
+
+def test_a_peer_that_hung_up_is_told_on_an_association_of_ours(
+    context: Context, tmp_path: Path
+) -> None:
+    here = an_instance(1)
+    receive(context.ledger, here, disposition=Disposition.UNROUTED)
+    owe(context.ledger, here.sop_instance_uid, "1.2.404")
+    with CommittingPeer() as peer:
+        debtor = Debtor(context, "PACS", Requester(host=HOST, port=peer.port), random.Random(1))
+        with running(debtor):
+            peer.wait("reports")
+            wait_until(
+                lambda: rows(tmp_path, "SELECT state FROM commitment_report") == [("reported",)],
+                "noted",
+            )
+    [(kind, report)] = peer.reports
+    assert kind == 2
+    assert report.committed == (Reference(CT, here.sop_instance_uid),)
+    assert report.failed == (Failure(Reference(CT, "1.2.404"), 0x0112),)
+
+
+def test_a_report_waits_for_a_peer_that_is_down(
+    context: Context, tmp_path: Path, log: io.StringIO
+) -> None:
+    owe(context.ledger, "1.2.404")
+    with CommittingPeer() as gone:
+        port = gone.port
+    debtor = Debtor(context, "PACS", Requester(host=HOST, port=port), random.Random(1))
+    with running(debtor):
+        wait_until(lambda: '"commitment-report-retried"' in log.getvalue(), "tried")
+    assert rows(tmp_path, "SELECT state FROM commitment_report") == [("owed",)]
+
+
+def test_without_an_address_nobody_is_told_and_the_log_says_so(
+    context: Context, tmp_path: Path, log: io.StringIO
+) -> None:
+    owe(context.ledger, "1.2.404")
+    drop_unaddressed(context, ["PACS"])
+    assert rows(tmp_path, "SELECT state FROM commitment_report") == [("owed",)]
+    drop_unaddressed(context, [])
+    assert rows(tmp_path, "SELECT state FROM commitment_report") == [("dead",)]
+    assert "receive.commitment" in log.getvalue()
