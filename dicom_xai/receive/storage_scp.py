@@ -458,7 +458,11 @@ class StorageSCP:
     def _report(self, association: Association) -> Reporting | None:
         """The next report that the association waits for."""
         owed = self._next_owed(association)
-        report = self._door.report(owed.number)
+        try:
+            report = self._door.report(owed.number)
+        except TransientError as error:
+            log.error("a report waits for the sender: %s", trace_of(error))
+            return None
         if report is None:
             return None
         # a message id has 16 bits; one report at a time is under way
@@ -467,7 +471,11 @@ class StorageSCP:
         return Reporting(owed.number % 0xFFFF + 1, owed.context_id, report.event_type, data_set)
 
     def _reported(self, association: Association, is_taken: bool) -> None:
-        self._door.reported(self._reporting.pop(association), is_taken)
+        try:
+            self._door.reported(self._reporting.pop(association), is_taken)
+        except TransientError as error:
+            # its claim runs out, and the peer hears it twice
+            log.error("a report's answer could not be noted: %s", trace_of(error))
 
     def _next_owed(self, association: Association) -> _Owed:
         waiting = self._owed[association]

@@ -64,6 +64,7 @@ class Sender:
         self._outlets: dict[str, _Outlet] = {}
         self._committers: dict[str, Committer] = {}
         self._debtors: dict[str, Debtor] = {}
+        self._released: set[str] = set()  # destinations that need not commit
         self._requesters = context.config.service.receive.commitment
 
     def start(self) -> None:
@@ -82,6 +83,17 @@ class Sender:
         for loop in (*self._committers.values(), *self._debtors.values()):
             if loop.failure is not None:
                 raise loop.failure
+        try:
+            self._settle()
+        except LedgerBusyError as error:  # the next tick tries again
+            self._context.log.exception(Event.LEDGER_BUSY, error)
+
+    def _settle(self) -> None:
+        """Let go of promises that nobody is asked for, and of reports that nobody can be told."""
+        commitments = self._context.ledger.commitments
+        for name in self._outlets.keys() - self._committers.keys() - self._released:
+            commitments.release(name)
+            self._released.add(name)
         drop_unaddressed(self._context, list(self._requesters))
 
     def use(self, config: Config) -> None:
@@ -93,6 +105,7 @@ class Sender:
         asked = config.service.receive.commitment
         ending: list[_Ending] = [self._outlets.pop(name) for name in changed]
         ending += [self._committers.pop(name) for name in changed if name in self._committers]
+        self._released -= set(changed)
         gone = [ae for ae in self._debtors if asked.get(ae) != self._requesters[ae]]
         ending += [self._debtors.pop(ae) for ae in gone]
         _end(ending, RELOAD_GRACE_S)
@@ -113,8 +126,6 @@ class Sender:
             if destination.commitment:
                 self._committers[name] = Committer(self._context, name, destination, self._rng)
                 self._committers[name].start()
-            else:
-                self._context.ledger.commitments.release(name)
 
     def _owe(self, requesters: Mapping[str, Requester]) -> None:
         for ae_title, requester in requesters.items():

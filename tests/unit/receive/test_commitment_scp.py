@@ -13,7 +13,7 @@ from pynetdicom import AE, evt
 from pynetdicom.presentation import build_role
 
 from dicom_xai import errors
-from dicom_xai.commitment import PUSH_MODEL, PUSH_MODEL_INSTANCE
+from dicom_xai.commitment import PUSH_MODEL, PUSH_MODEL_INSTANCE, CommitmentReport
 from tests.make.associations import (
     HOST,
     UNKNOWN_TRANSACTION,
@@ -136,6 +136,21 @@ def test_what_the_sender_reports_already_is_not_reported_twice() -> None:
         door.wait("refusals")  # idle: nothing is owed here any more
     assert door.reasons() == ["idle"]
     assert reports.got == []
+
+
+def test_a_ledger_that_is_busy_when_a_report_is_due_ends_no_association() -> None:
+    class Busy(Shelf):
+        def report(self, number: int) -> CommitmentReport | None:
+            with self._changed:
+                self.answered.append((number, False))
+                self._changed.notify_all()
+            raise errors.LedgerBusyError("locked")
+
+    door = Busy()
+    with listening(door) as scp, peer(scp.ports[0]) as assoc:
+        ask(assoc, action("1.2.3"))
+        door.wait("answered")
+        assert assoc.send_c_store(ready_to_send(an_image())).Status == 0
 
 
 def test_a_request_that_cannot_be_kept_is_not_answered_with_success() -> None:
