@@ -21,6 +21,7 @@ from pydicom import Dataset
 from pydicom import Sequence as DicomSequence
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
+from pydicom.errors import BytesLengthException
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from dicom_xai.errors import IdentityError
@@ -490,7 +491,7 @@ def is_ours(header: Dataset) -> bool:
         return True
     try:
         items = header.get("ContributingEquipmentSequence")
-    except (OSError, EOFError, ValueError, TypeError, struct.error):
+    except (*_UNREADABLE, OSError, NotImplementedError, BytesLengthException):
         return False  # an unreadable sequence is not of our making
     return isinstance(items, DicomSequence) and any(map(_is_model_name, items))
 

@@ -23,6 +23,7 @@ PYDICOM_ERRORS = (
     EOFError,
     LookupError,
     NotImplementedError,
+    OSError,  # a sequence that is none; there is no file to fail
     OverflowError,
     RecursionError,
     TypeError,

@@ -17,6 +17,7 @@ from io import BytesIO
 
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.filereader import read_dataset
 from pydicom.uid import UID
 
@@ -48,6 +49,18 @@ _UIDS = {
 _SAMPLES_PER_PIXEL, _PHOTOMETRIC_INTERPRETATION = 0x00280002, 0x00280004
 _NUMBER_OF_FRAMES, _ROWS, _COLUMNS = 0x00280008, 0x00280010, 0x00280011
 _BITS_ALLOCATED = 0x00280100
+#: What pydicom raises on a header that is whole and makes no sense, a character set of floats say.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    EOFError,
+    OSError,  # a sequence that is none; there is no file to fail
+    NotImplementedError,
+    BytesLengthException,
+    struct.error,
+)
 _BULK = {0x7FE00008, 0x7FE00009, _PIXEL_DATA}
 _FIRST_DATA_GROUP = 0x0008
 
@@ -98,7 +111,7 @@ def inspect(
     encoded = _without(data_set, header_end, left_out)
     try:
         header = read_dataset(BytesIO(encoded), implicit, little)
-    except (ValueError, TypeError, LookupError, EOFError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         raise CannotUnderstandError("whole, but no reader makes sense of its header") from error
     _check_uids(header, sop_class_uid, sop_instance_uid)
     if sop_class_uid in PIXEL_CLASSES:

@@ -29,6 +29,7 @@ _UNREADABLE = (
     TypeError,
     KeyError,
     AttributeError,
+    OSError,  # a sequence that is none; there is no file to fail
     OverflowError,
     NotImplementedError,
     struct.error,
