@@ -1,7 +1,7 @@
 """A PACS that is asked for storage commitment and reports as it is told: well, badly or never.
 
-It stores nothing: what it says it holds is up to the test. A real association each way, by
-pynetdicom.
+It says success to every object and forgets it: what it says it holds is up to the test. Real
+associations each way, by pynetdicom.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from dicom_xai.commitment import (
     read_request,
     written,
 )
+from dicom_xai.deliver.storage_scu import RESULT_CONTEXTS
 from tests.make.associations import HOST
 
 
@@ -43,6 +44,8 @@ class CommittingPeer:
 
     Attributes
     ----------
+    stored : list of str
+        SOP Instance UIDs of what was sent to it, resends included.
     requests : list of CommitmentRequest
         In the order in which they came.
     reports : list of (event type, CommitmentReport)
@@ -67,11 +70,15 @@ class CommittingPeer:
         self._ae.acse_timeout = self._ae.dimse_timeout = 10
         syntaxes = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
         self._ae.add_supported_context(PUSH_MODEL, syntaxes, scu_role=True, scp_role=True)
+        for sop_class_uid, syntax in RESULT_CONTEXTS:
+            self._ae.add_supported_context(sop_class_uid, syntax)
+        self.stored: list[str] = []
         self._server: object | None = None
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> CommittingPeer:
         handlers = [
+            (evt.EVT_C_STORE, self._store),
             (evt.EVT_N_ACTION, self._take_request),
             (evt.EVT_N_EVENT_REPORT, self._take_report),
         ]
@@ -89,6 +96,22 @@ class CommittingPeer:
         with self._changed:
             done = self._changed.wait_for(lambda: len(getattr(self, what)) >= count, timeout_s)
         assert done, f"{what}: {getattr(self, what)}, wanted {count}"
+
+    def ask(self, port: int, request: CommitmentRequest) -> int:
+        """Ask a listener for commitment, and hang up; gives the answer's status."""
+        ae = AE(ae_title=self.ae_title)
+        ae.acse_timeout = ae.dimse_timeout = 10
+        ae.add_requested_context(PUSH_MODEL)
+        assoc = ae.associate(HOST, port, ae_title="DICOM_XAI")
+        sock = assoc.dul.socket.socket
+        ds = read_dataset(BytesIO(written(request, ImplicitVRLittleEndian)), True, True)
+        try:
+            status, _ = assoc.send_n_action(ds, 1, PUSH_MODEL, PUSH_MODEL_INSTANCE)
+        finally:
+            assoc.release()
+            assoc.dul.join(timeout=5)
+            sock.close()
+        return int(status.get("Status", -1))
 
     def about(self, request: CommitmentRequest) -> CommitmentReport:
         """All is held but what is lost."""
@@ -114,6 +137,12 @@ class CommittingPeer:
                 assoc.release()
             assoc.dul.join(timeout=5)
             sock.close()
+
+    def _store(self, event: evt.Event) -> int:
+        with self._changed:
+            self.stored.append(str(event.request.AffectedSOPInstanceUID))
+            self._changed.notify_all()
+        return 0x0000
 
     def _take_request(self, event: evt.Event) -> tuple[int, Dataset | None]:
         information = event.request.ActionInformation.getvalue()

@@ -333,6 +333,34 @@ def test_listeners_may_share_a_port_but_not_a_title_on_it(folder: Folder) -> Non
 # ------------------------------------------------------------------ all at once
 
 
+def with_commitment(folder: Folder, more: str = "") -> None:
+    """Let the destination commit, in the line that it has."""
+    folder.spoil("dicom-xai.yaml", "port: 4242}", f"port: 4242, commitment: true{more}}}")
+
+
+@pytest.mark.promise("P4")
+def test_a_destination_that_commits_must_be_able_to_report_to_us(folder: Folder) -> None:
+    with_commitment(folder)
+    assert loaded(folder).service.destinations["pacs"].commitment_wait_s == 60.0
+    folder.spoil("dicom-xai.yaml", 'ae_title: "*", network', "ae_title: CT1, network")
+    [problem] = problems_of(folder)
+    assert "does not let PACS call DICOM_XAI" in str(problem)
+    folder.spoil("dicom-xai.yaml", "commitment: true", "commitment: true, calling_ae_title: ME")
+    [problem] = problems_of(folder)
+    assert "calls from ME, which is no listener's ae_title" in str(problem)
+
+
+@pytest.mark.promise("P4")
+def test_who_may_be_told_of_commitment_has_an_address(folder: Folder) -> None:
+    folder.spoil(
+        "dicom-xai.yaml",
+        "  max_associations",
+        "  commitment: {CT1: {host: 10.0.0.4, port: 104}}\n  max_associations",
+    )
+    address = loaded(folder).service.receive.commitment["CT1"]
+    assert (address.host, address.port, address.tls) == ("10.0.0.4", 104, None)
+
+
 def test_all_problems_of_all_files_come_at_once_each_at_its_place(folder: Folder) -> None:
     folder.spoil("dicom-xai.yaml", "port: 11112", "§port: many")
     folder.spoil("dicom-xai.yaml", "max_associations", "§max_asociations")
