@@ -94,7 +94,7 @@ def _unknown_explainers(config: Config) -> list[Problem]:
 def _model_reports(config: Config, asked: str) -> list[ModelReport]:
     # here and not above: only a check loads torch and ONNX Runtime, not whoever imports this module
     from dicom_xai.infer.session import resolve_device
-    from dicom_xai.service.worker import load_models
+    from dicom_xai.service.modelfiles import load_models
 
     device = resolve_device(asked)
     return [

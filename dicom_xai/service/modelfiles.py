@@ -1,6 +1,6 @@
-"""Model files are what they were: a file that changed under a running service is seen and told.
+"""The config's models: loaded, and their files seen to be what they were.
 
-A session keeps what it read, so results stay those of the hash they carry. But the next start or
+A file may change under a running service. A session keeps what it read, so results stay those of the hash they carry. But the next start or
 reload will refuse the file, and somebody should know before.
 """
 
@@ -10,7 +10,12 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from dicom_xai.config import ModelCard
+from dicom_xai.config import Config, ModelCard, nearest
+from dicom_xai.errors import ModelCardError
+from dicom_xai.explain import EXPLAINERS
+from dicom_xai.explain.cache import CompiledCache
+from dicom_xai.explain.served import ServedModel
+from dicom_xai.infer.session import Device
 
 #: Size, modification time and inode: a file for which they stay is not read again.
 _Look = tuple[int, int, int]
@@ -39,3 +44,33 @@ class ModelFiles:
             self._known.pop(card.file, None)
             return False
         return self._known[card.file][1]
+
+
+def load_models(config: Config, device: Device) -> dict[str, ServedModel]:
+    """Every model that a route uses, loaded, self-tested and warm, by card digest.
+
+    Raises
+    ------
+    ConfigError
+        A model, an explainer's name or the device; nothing is half loaded.
+    """
+    served: dict[str, ServedModel] = {}
+    for name in dict.fromkeys(route.model for route in config.routes.routes if route.enabled):
+        routes = [route for route in config.routes.routes if route.model == name and route.enabled]
+        wanted = dict.fromkeys(word for route in routes for word in route.explain)
+        for word in wanted:
+            if word not in EXPLAINERS:
+                known = list(EXPLAINERS)
+                raise ModelCardError(
+                    f"route {routes[0].name!r}: no explainer {word!r}{nearest(word, known)}"
+                    f" (known: {', '.join(known)})"
+                )
+        card = config.cards[name]
+        served[card.digest] = ServedModel(
+            card,
+            device,
+            [EXPLAINERS[word] for word in wanted],
+            max(route.findings for route in routes),
+            cache=CompiledCache(config.service.spool.directory.with_name("compiled")),
+        )
+    return served

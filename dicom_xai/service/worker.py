@@ -15,24 +15,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from dicom_xai import pipeline
-from dicom_xai.config import Config, load, nearest
+from dicom_xai.config import Config, load
 from dicom_xai.encode.objects import Encoded
 from dicom_xai.errors import (
     ConfigError,
     DicomXaiError,
     LedgerBusyError,
-    ModelCardError,
     OutOfResourcesError,
     StudyError,
     TransientError,
 )
-from dicom_xai.explain import EXPLAINERS
-from dicom_xai.explain.cache import CompiledCache
 from dicom_xai.explain.served import ServedModel
 from dicom_xai.infer.session import Device, resolve_device
 from dicom_xai.service.ahead import Ahead
 from dicom_xai.service.audited import note_created
-from dicom_xai.service.modelfiles import ModelFiles
+from dicom_xai.service.modelfiles import ModelFiles, load_models
 from dicom_xai.service.role import Context
 from dicom_xai.service.warmup import warm_up
 from dicom_xai.stages import Deadline, Stage
@@ -67,36 +64,6 @@ FILES_EVERY_S = 30.0
 _NEWEST = 0.3
 #: Expected seconds in the outbox and at the destination, until measured elsewhere.
 _DELIVERY_S = 0.1
-
-
-def load_models(config: Config, device: Device) -> dict[str, ServedModel]:
-    """Every model that a route uses, loaded, self-tested and warm, by card digest.
-
-    Raises
-    ------
-    ConfigError
-        A model, an explainer's name or the device; nothing is half loaded.
-    """
-    served: dict[str, ServedModel] = {}
-    for name in dict.fromkeys(route.model for route in config.routes.routes if route.enabled):
-        routes = [route for route in config.routes.routes if route.model == name and route.enabled]
-        wanted = dict.fromkeys(word for route in routes for word in route.explain)
-        for word in wanted:
-            if word not in EXPLAINERS:
-                known = list(EXPLAINERS)
-                raise ModelCardError(
-                    f"route {routes[0].name!r}: no explainer {word!r}{nearest(word, known)}"
-                    f" (known: {', '.join(known)})"
-                )
-        card = config.cards[name]
-        served[card.digest] = ServedModel(
-            card,
-            device,
-            [EXPLAINERS[word] for word in wanted],
-            max(route.findings for route in routes),
-            cache=CompiledCache(config.service.spool.directory.with_name("compiled")),
-        )
-    return served
 
 
 @dataclass
