@@ -1,7 +1,8 @@
 """The config's models: loaded, and their files seen to be what they were.
 
-A file may change under a running service. A session keeps what it read, so results stay those of the hash they carry. But the next start or
-reload will refuse the file, and somebody should know before.
+A file may change under a running service. A session keeps what it read, so results stay those of
+the hash they carry. But the next start or reload will refuse the file, and somebody should know
+before.
 """
 
 from __future__ import annotations
