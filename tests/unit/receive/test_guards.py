@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import resource
 import socket
@@ -394,4 +395,21 @@ def test_a_connection_that_only_looks_in_is_forgotten_at_once() -> None:
         for _ in range(100):
             connected(scp.ports[0]).close()
         wait_until_all_have_ended()
+        assert store(scp.ports[0], an_image()) == [0x0000]
+
+
+def test_associations_released_and_aborted_leave_nothing_behind() -> None:
+    door = Shelf()
+    with listening(door) as scp:
+        calm = len(os.listdir("/proc/self/fd"))
+        for number in range(200):
+            with negotiated(scp.ports[0]) as sock:
+                if number % 2:
+                    sock.sendall(struct.pack(">BBLL", 5, 0, 4, 0))
+                    assert next_pdu(sock)[:1] == b"\x06"
+                else:
+                    sock.sendall(struct.pack(">BBLL", 7, 0, 4, 0))
+        wait_until_all_have_ended()
+        assert scp.associations == 0
+        assert len(os.listdir("/proc/self/fd")) <= calm
         assert store(scp.ports[0], an_image()) == [0x0000]
