@@ -14,10 +14,11 @@ from prometheus_client import CollectorRegistry
 
 from dicom_xai.audit import Recorder
 from dicom_xai.commitment import CommitmentReport, CommitmentRequest, Failure
-from dicom_xai.config import Destination, Requester, load
+from dicom_xai.config import Config, Destination, Requester, load
 from dicom_xai.ledger import Disposition, Ledger
 from dicom_xai.service.commitments import Committer, Debtor, drop_unaddressed, take_report
 from dicom_xai.service.role import Context
+from dicom_xai.service.sender import Sender
 from dicom_xai.spool import Spool
 from dicom_xai.study import Reference
 from dicom_xai.telemetry import Log, Metrics
@@ -176,6 +177,36 @@ def test_a_report_that_comes_elsewhere_and_twice_is_applied_once(
     assert counted(context, "lost") == float(lost)
     assert not take_report(context, replace(report, transaction_uid="1.2.3"), ["pacs"])
     assert not take_report(context, report, [])
+
+
+def test_a_reload_begins_and_ends_to_ask(context: Context, tmp_path: Path) -> None:
+    sent(context.ledger)
+    with CommittingPeer() as pacs:
+        committing = with_destination(context.config, place(pacs.port))
+        trusting = with_destination(
+            context.config, place(pacs.port).model_copy(update={"commitment": False})
+        )
+        sender = Sender(replace(context, config=trusting), random.Random(1))
+        sender.start()
+        try:
+            sender.tick()
+            assert states(tmp_path) == [("sent", "none")]
+            sender.use(committing)
+            sent(context.ledger, 2)
+            wait_until(lambda: states(tmp_path)[1] == ("sent", "committed"), "committed")
+            sender.use(trusting)
+            sent(context.ledger, 3)
+            sender.tick()
+            assert states(tmp_path)[2] == ("sent", "none")
+            assert states(tmp_path)[1] == ("sent", "committed")
+        finally:
+            sender.stop(5.0)
+    wait_until_all_have_ended()
+
+
+def with_destination(config: Config, destination: Destination) -> Config:
+    service = config.service.model_copy(update={"destinations": {"pacs": destination}})
+    return replace(config, service=service)
 
 
 # ------------------------------------------------------------------ reports of ours
