@@ -18,6 +18,7 @@ from highdicom import AlgorithmIdentificationSequence
 from highdicom.color import CIELabColor
 from highdicom.seg import Segmentation, SegmentDescription
 from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
 from pydicom.sr.coding import Code as Concept
 from pydicom.uid import (
     UID,
@@ -67,14 +68,15 @@ class Segmented:
 def groups(planes: Sequence[Plane]) -> tuple[list[tuple[Plane, ...]], list[str]]:
     """Which planes can share one Segmentation, in its order, and why some can have none.
 
-    Planes of one series with one orientation, spacing and matrix form a spatial one. A frame
-    without a place in the patient gets its own, without spatial groups, if it is the only frame of
-    its instance. What remains is told by the Secondary Capture alone.
+    Planes of one series with one orientation, spacing and matrix form a spatial one. Frames of one
+    instance without a place in the patient form one without spatial groups, in frame order. What
+    remains is told by the Secondary Capture alone.
 
     Returns
     -------
     groups : list of tuple of Plane
-        Each ascending along the normal that points where a column's times a row's direction does.
+        Each ascending along the normal that points where a column's times a row's direction does,
+        or by frame number.
     skipped : list of str
         Reasons, without patient data.
     """
@@ -96,11 +98,7 @@ def groups(planes: Sequence[Plane]) -> tuple[list[tuple[Plane, ...]], list[str]]
             skipped.append("several frames at one position")
         else:
             made.append(tuple(members[n] for n in np.argsort(distances)))
-    for members in alone.values():
-        if len(members) > 1:
-            skipped.append("several frames of one instance without positions")
-        else:
-            made.append(tuple(members))
+    made += [tuple(sorted(members, key=lambda p: p.frame.number)) for members in alone.values()]
     return sorted(made, key=lambda group: min(plane.index for plane in group)), skipped
 
 
@@ -195,13 +193,18 @@ def segmentation(
     provenance.describe(dataset, run, ObjectKind.SEG, block, _title(run, region))
     dataset.Rows, dataset.Columns = source.rows, source.columns
     dataset.NumberOfFrames = len(order)
+    if _is_sequence(group):
+        _order_by_frame_number(dataset, region)
     is_flat = region.kind is SegmentationKind.LABELMAP or len(region.segments) == 1
     if source.has_plane and is_flat and _is_regular(group):
         dataset.DimensionOrganizationType = "3D"
     planes = {plane.index: plane for plane in group}
     derivations = {plane.index: _derivation(plane) for plane in group}
     items = [
-        _frame_item(region, segment, planes[i], ranks[i], derivations[i]) for segment, i in order
+        _frame_item(
+            region, segment, planes[i], ranks[i], derivations[i], is_sequence=_is_sequence(group)
+        )
+        for segment, i in order
     ]
     more = elements.sequence("PerFrameFunctionalGroupsSequence", items) + provenance.references(
         run, provenance.frames_by_instance((p.frame, p.source) for p in group), derived=True
@@ -225,12 +228,44 @@ def _pixel_data(
     return pixeldata.pixel_data(streams, compression)
 
 
-def _frame_item(region: Region, segment: int, plane: Plane, rank: int, derivation: bytes) -> bytes:
+def _is_sequence(group: Sequence[Plane]) -> bool:
+    """Whether the planes are frames of one instance whose only order is their number."""
+    return len(group) > 1 and not group[0].source.has_plane
+
+
+def _order_by_frame_number(dataset: Dataset, region: Region) -> None:
+    """Make the frame's number in its source a dimension (PS3.3 C.7.6.17, C.7.6.16.2.2)."""
+    dimension = Dataset()
+    dimension.DimensionIndexPointer = tag_for_keyword("InStackPositionNumber")
+    dimension.FunctionalGroupPointer = tag_for_keyword("FrameContentSequence")
+    dimension.DimensionOrganizationUID = dataset.DimensionOrganizationSequence[
+        0
+    ].DimensionOrganizationUID
+    dimension.DimensionDescriptionLabel = "Frame Number"
+    if region.kind is SegmentationKind.LABELMAP:
+        dataset.DimensionIndexSequence = [dimension]  # in the place of the frame's label
+    else:
+        dataset.DimensionIndexSequence.append(dimension)
+
+
+def _frame_item(
+    region: Region,
+    segment: int,
+    plane: Plane,
+    rank: int,
+    derivation: bytes,
+    *,
+    is_sequence: bool,
+) -> bytes:
     """One item of the per-frame functional groups (PS3.3 A.51.5)."""
     is_labelmap, is_spatial = region.kind is SegmentationKind.LABELMAP, plane.source.has_plane
-    indices = ([] if is_labelmap else [segment]) + ([rank] if is_spatial else [])
+    indices = ([] if is_labelmap else [segment]) + ([rank] if is_spatial or is_sequence else [])
+    content = b""
+    if is_sequence:
+        content = elements.text("StackID", "1")
+        content += elements.numbers("InStackPositionNumber", plane.frame.number)
     # without segments and places highdicom's dimension is the frame's label
-    content = elements.numbers("DimensionIndexValues", *(indices or [1]))
+    content += elements.numbers("DimensionIndexValues", *(indices or [1]))
     content += b"" if indices else elements.text("FrameLabel", "Frame")
     item = [derivation, elements.sequence("FrameContentSequence", [content])]
     if is_spatial:

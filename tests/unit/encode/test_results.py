@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pydicom import Dataset, dcmread
+from pydicom.datadict import tag_for_keyword
 from pydicom.encaps import generate_frames
 from pydicom.uid import UID
 
@@ -349,17 +350,30 @@ def frames_without_positions() -> list[bytes]:
     return [as_file(ds)]
 
 
-@pytest.mark.parametrize(
-    ("files", "reason"),
-    [
-        (duplicated_positions(), "several frames at one position"),
-        (frames_without_positions(), "several frames of one instance without positions"),
-    ],
-)
-def test_what_cannot_be_segmented_is_still_pictured_and_the_reason_told(files, reason):
-    results = encode(case(files, kind=InputKind.SLICES))
+def test_what_cannot_be_segmented_is_still_pictured_and_the_reason_told():
+    results = encode(case(duplicated_positions(), kind=InputKind.SLICES))
     assert kinds(results) == ["sc"]
-    assert results.skipped == ((ObjectKind.SEG, reason),)
+    assert results.skipped == ((ObjectKind.SEG, "several frames at one position"),)
+
+
+def test_frames_of_one_instance_without_positions_are_segmented_in_their_order():
+    results = encode(case(frames_without_positions(), kind=InputKind.SLICES))
+    made = read(results.objects[1])
+    frames = made.PerFrameFunctionalGroupsSequence
+    assert "PlanePositionSequence" not in frames[0]
+    contents = [item.FrameContentSequence[0] for item in frames]
+    numbers = [content.InStackPositionNumber for content in contents]
+    sources = [
+        item.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber
+        for item in frames
+    ]
+    assert numbers == sources
+    assert len(numbers) > 1
+    ranks = [content.DimensionIndexValues[-1] for content in contents]
+    assert ranks == list(range(1, len(frames) + 1))
+    pointers = [item.DimensionIndexPointer for item in made.DimensionIndexSequence]
+    assert pointers[-1] == tag_for_keyword("InStackPositionNumber")
+    assert results.skipped == ()
 
 
 def test_a_single_frame_without_a_place_is_segmented_without_spatial_groups():
