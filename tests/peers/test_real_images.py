@@ -62,7 +62,7 @@ routes:
     budget_s: 600
 """
 #: The others are refused, or several frames of one object without positions.
-SEGMENTED = 119
+SEGMENTED = 138
 ANSWERS = {
     Status.SUCCESS: "0x0000",
     Status.CANNOT_UNDERSTAND: "0xC000",
