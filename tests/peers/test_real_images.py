@@ -61,7 +61,7 @@ routes:
     send: [{object: sc, to: [pacs], slices: 2}, {object: seg, to: [pacs]}]
     budget_s: 600
 """
-#: The others are refused, or several frames of one object without positions.
+#: Every accepted image that decodes; the others are refused.
 SEGMENTED = 138
 ANSWERS = {
     Status.SUCCESS: "0x0000",
