@@ -30,9 +30,9 @@ from dicom_xai.ledger.schema import (
 from dicom_xai.study import Candidate, Instance, Per, Priority, Sender, Unit
 
 # What every arriving instance asks: made once, for making a statement takes longer than running it.
-_KNOWN = select(instance.c.id, instance.c.sha256, instance.c.disposition).where(
-    instance.c.sop_instance_uid == bindparam("uid")
-)
+_KNOWN = select(
+    instance.c.id, instance.c.sha256, instance.c.disposition, instance.c.spool_key
+).where(instance.c.sop_instance_uid == bindparam("uid"))
 _IS_RESULT = select(result.c.id).where(result.c.sop_instance_uid == bindparam("uid"))
 _LAST_GENERATION = (
     select(candidate.c.id, candidate.c.generation, candidate.c.state, candidate.c.first_at)
@@ -62,6 +62,7 @@ class Recorded(StrEnum):
 
     STORED = "stored"
     DUPLICATE = "duplicate"  #: the same bytes are here already; the new file may go
+    RESTORED = "restored"  #: the same bytes were here and are deleted since; the new file stays
     CONFLICT = "conflict"  #: the UID is here with other content; the new file is quarantined
     OWN = "own"  #: one of our results, come back
 
@@ -203,8 +204,17 @@ class Arrivals:
                         .where(instance.c.id == row.id)
                         .values(duplicates=instance.c.duplicates + 1)
                     )
-                    is_quarantined = row.disposition == Disposition.QUARANTINED
-                    return Recorded.CONFLICT if is_quarantined else Recorded.DUPLICATE
+                    if row.disposition == Disposition.QUARANTINED:
+                        return Recorded.CONFLICT
+                    if row.spool_key is not None:
+                        return Recorded.DUPLICATE
+                    # Success promises that it is here again; what was made of it stays made
+                    connection.execute(
+                        update(instance)
+                        .where(instance.c.id == row.id)
+                        .values(spool_key=arrival.spool_key, received_utc=utc_now())
+                    )
+                    return Recorded.RESTORED
             if known:
                 _insert_instance(
                     connection, self._db, arrival, Disposition.QUARANTINED, transfer_id, trace

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dicom_xai.commitment import CommitmentReport, CommitmentRequest, Failure
-from dicom_xai.ledger import Asking, Disposition, Ledger, Reconciled
+from dicom_xai.ledger import Asking, Disposition, Ledger, Reconciled, Recorded
 from dicom_xai.ledger.commitments import RESENDS_AT_MOST
 from dicom_xai.study import ObjectKind, Reference
 from tests.make.ledger import (
@@ -304,6 +305,24 @@ def test_a_report_says_what_is_here_with_its_bytes(ledger: Ledger, tmp_path: Pat
         ("3", 0x0119),
         ("4", 0x0112),
     ]
+
+
+def test_what_was_deleted_and_came_again_is_here_and_promised(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    first = an_instance(1)
+    receive(ledger, first, disposition=Disposition.UNROUTED)
+    old = "'2020-01-01T00:00:00.000000+00:00'"
+    change(tmp_path, f"UPDATE instance SET received_utc = {old}")
+    assert ledger.upkeep.expire(1.0, 2.0).spool_keys == [first.spool_key]
+    again = replace(first, spool_key="f" * 32)
+    assert receive(ledger, again, disposition=Disposition.UNROUTED) is Recorded.RESTORED
+    a_request(ledger)
+    owed = ledger.commitments.claim_report(LEASE_S, ae_title="MODALITY")
+    assert owed is not None
+    assert owed.report.event_type == 1
+    assert ledger.upkeep.is_known_key(again.spool_key)
+    assert ledger.upkeep.expire(1.0, 2.0).spool_keys == []
 
 
 def test_content_that_was_quarantined_is_not_promised(ledger: Ledger) -> None:

@@ -56,6 +56,7 @@ def test_a_delivered_study_leaves_the_spool_after_its_days_and_its_hashes_stay(
     assert expired(ledger) == []
     assert rows(tmp_path, "SELECT sha256 FROM instance") == [(an_instance().sha256,)]
     assert rows(tmp_path, "SELECT sha256 FROM result") == [(a_result(job).sha256,)]
+    assert receive(ledger, an_instance()).value == "restored"  # known, and kept again
     assert receive(ledger, an_instance()).value == "duplicate"
 
 
