@@ -437,8 +437,8 @@ class Finding:
         The unit's: of a classifier the maximum over its images, of a segmentation what a region of
         the card's minimum size reaches.
     frame_scores : tuple of float
-        Of each source frame. A volume classifier gives each frame the unit's; a segmentation the
-        largest probability there.
+        Of each source frame; of a segmented volume what the probability there does not exceed.
+        Empty for a volume classifier, which says nothing about single frames.
     frame_weights : tuple of float
         How much of the finding each frame shows: pictures are made of the highest. Of images
         their scores, of a segmentation its mean probability, of a volume classifier its mean heat.

@@ -50,6 +50,11 @@ STUDIES = (
         f"CT head, {CT_SLICES} slices, haemorrhage",
         lambda rng: head_ct(rng, slices=CT_SLICES, haemorrhage=True),
     ),
+    Study(
+        f"CT head as one volume, {CT_SLICES} slices, haemorrhage, STAT",
+        lambda rng: head_ct(rng, slices=CT_SLICES, haemorrhage=True),
+        STAT,
+    ),
     Study("DX chest, pneumothorax, STAT", lambda rng: chest(rng, findings={"pneumothorax"}), STAT),
     Study("DX chest, negative", lambda rng: chest(rng, findings=set())),
 )

@@ -51,6 +51,8 @@ _LESION_LEVEL = 1.5
 _STEEPNESS = 8.0
 #: False area weighs this much more than missed area.
 _OUTSIDE_WEIGHT = 10.0
+#: Of the networks that look at images.
+_CELLS_OF_AN_IMAGE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +125,13 @@ TASKS = {
             scaling=(-1.0, 1.0),
         ),
         classes=(CodedClass(HAEMORRHAGE, "Haemorrhage", "1386000", "Intracranial hemorrhage"),),
-        train=320,
+        train=200,
         held_out=60,
-        epochs=8,
+        epochs=6,
         batch=4,
         network=partial(
             SmallResNet,
-            channels=(8, 12, 24),
+            channels=(6, 8, 12),
             dilations=(1,),
             strides=((2, 2, 2), (1, 2, 2), (1, 1, 1)),
             gain=576.0,
@@ -244,7 +246,7 @@ def _phantom(task: Task, rng: np.random.Generator, *, full_size: bool) -> Phanto
         return head_ct(rng, slices=10, haemorrhage=bool(rng.random() < 0.6), matrix=matrix)
     if task.spec.kind is InputKind.VOLUME3D:
         slices = int(rng.integers(24, 41))
-        matrix = 512 if full_size else 128
+        matrix = 256 if full_size else 128
         return head_ct(rng, slices=slices, haemorrhage=bool(rng.random() < 0.5), matrix=matrix)
     if full_size:
         return chest(rng, matrix=int(rng.integers(640, 1280)))
@@ -323,9 +325,9 @@ def _loss(
 ) -> torch.Tensor:
     """Maps that tell lesion from background cell by cell, and their sums, the logits.
 
-    A logit sums a thousand cells, of which a nodule has three: what the background adds by chance
-    would drown it. So the maps learn first; then, as `share` goes from 0 to 1, every bit of
-    background costs and the logits count.
+    A logit sums a thousand cells or more, of which a nodule has three: what the background adds by
+    chance would drown it. So the maps learn first; then, as `share` goes from 0 to 1, every bit of
+    background costs and the logits count, the less the more cells they sum.
     """
     maps = model.maps(model.features(image)).flatten(2)
     cover = cover.flatten(2)
@@ -344,7 +346,8 @@ def _loss(
     false = (functional.softplus(margin) * outside).mean()
     noise = (level.abs() * outside).mean()
     found = (missed.mean() + _OUTSIDE_WEIGHT * false) / (_STEEPNESS / 2)
-    return found + share * (classified + 2 * _OUTSIDE_WEIGHT * noise)
+    crowd = maps.shape[2] / _CELLS_OF_AN_IMAGE
+    return found + share * (classified / crowd + 2 * _OUTSIDE_WEIGHT * noise)
 
 
 # ------------------------------------------------------------------ measuring

@@ -129,7 +129,8 @@ def band_of_stack(unit: EncodedUnit, frames: Sequence[int], maps: Sequence[Class
         lines = [_position(unit, i)]
         for finding in (finding for finding in unit.explanation.findings if finding.is_positive):
             label = provenance.ascii_text(unit.card.classes[finding.class_index].label, 32)
-            lines.append(Line(f"{label} here: {finding.frame_scores[i]:.2f}", legend.GREY))
+            if finding.frame_scores:
+                lines.append(Line(f"{label} here: {finding.frame_scores[i]:.2f}", legend.GREY))
         strips.append(lines)
     below = [*(_scale(maps) if anywhere else []), *_made_by(unit)]
     if anywhere:
@@ -198,7 +199,9 @@ def _finding_lines(
             region = finding.region
             if region is not None and region.volume_ml is not None:
                 text += f", {region.volume_ml:.1f} ml"
-            own = f", this {here[0]} {finding.frame_scores[here[1]]:.2f}" if here else ""
+            own = ""
+            if here and finding.frame_scores:
+                own = f", this {here[0]} {finding.frame_scores[here[1]]:.2f}"
             is_drawn = finding.class_index in drawn
             text += f" (threshold {name.threshold:.2f}{own})"
             if drawn and finding.class_index in outlines and not is_drawn:

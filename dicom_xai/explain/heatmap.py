@@ -54,8 +54,8 @@ def _finding(prediction: Prediction, card: ModelCard, i: int, *, has_map: bool) 
     elif region is not None:
         frame_scores = region.frame_peaks
     else:
-        frame_scores = (score,) * len(prediction.placements)
-    weights = frame_scores
+        frame_scores = ()
+    weights = frame_scores or (score,) * len(prediction.placements)
     if region is not None:
         weights = frame_amounts(region.probability, region.placements)
     elif attribution is not None and card.inputs[0].kind is InputKind.VOLUME3D:

@@ -202,7 +202,8 @@ class _Gathered:
         self._maps: list[torch.Tensor] = []
         self._classes: list[torch.Tensor] = []
         self._probabilities: list[torch.Tensor] = []
-        self._best: torch.Tensor | None = None  #: (classes, cells) the largest values so far
+        #: Of each class the largest values so far, the largest first.
+        self._best = [torch.empty(0) for _ in model.card.classes]
         self._cells = _minimum_cells(model.card, inputs) if model.is_segmentation else 0
 
     def add(self, start: int, outputs: Mapping[str, torch.Tensor]) -> None:
@@ -227,17 +228,19 @@ class _Gathered:
         """Of each image, from ``(images, classes, cells)``; the largest of all are kept."""
         if self._model.card.inputs[0].kind is InputKind.IMAGE2D:
             return _nth_largest(values, self._cells)
-        pooled = values.transpose(0, 1).flatten(1)
-        if self._best is not None:
-            pooled = torch.cat([self._best, pooled], dim=1)
-        self._best = pooled.topk(min(self._cells, pooled.shape[1]), dim=1).values
+        for index, pooled in enumerate(values.transpose(0, 1).flatten(1)):
+            best = self._best[index]
+            if len(best) == self._cells:
+                pooled = pooled[pooled > best[-1]]  # few are left after the first images
+            pooled = torch.cat([best.to(pooled), pooled])
+            self._best[index] = pooled.topk(min(self._cells, len(pooled))).values
         return values.amax(dim=2)
 
     def prediction(self) -> Prediction:
         scores = torch.cat(self._scores)
         unit = scores.amax(dim=0)
-        if self._best is not None:
-            unit = _nth_largest(self._best, self._cells)
+        if self._cells and self._model.card.inputs[0].kind is not InputKind.IMAGE2D:
+            unit = torch.stack([_nth_largest(best, self._cells) for best in self._best])
         images = scores.shape[0]
         classes = torch.cat(self._classes) if self._classes else torch.empty((images, 0)).long()
         return Prediction(

@@ -70,7 +70,7 @@ Case = tuple[Volume, dict[str, NDArray[np.bool_]]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["phantom-cxr", "phantom-ct-head"])
+@pytest.mark.parametrize("name", ["phantom-cxr", "phantom-ct-head", "phantom-ct-3d"])
 def test_maps_point_at_the_lesion_and_those_of_shuffled_weights_do_not(
     name: str, tmp_path: Path
 ) -> None:
