@@ -21,6 +21,7 @@
     ├─ BudgetExceededError         .stage .elapsed_s .budget_s
     ├─ TransientError              retried with backoff
     │  ├─ DestinationUnavailableError
+    │  │  └─ NotNowError                 one object; the destination serves others
     │  ├─ LedgerBusyError
     │  └─ DeviceBusyError
     └─ InvariantError              our bug; caught only at the top of a role

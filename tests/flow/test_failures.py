@@ -6,7 +6,7 @@ from io import BytesIO
 
 import pytest
 from pydicom import dcmread
-from pydicom.uid import RLELossless, SecondaryCaptureImageStorage
+from pydicom.uid import MPEG2MPML, RLELossless, SecondaryCaptureImageStorage
 
 from dicom_xai import identity
 from dicom_xai.demo.phantom import to_bytes
@@ -104,10 +104,11 @@ def test_a_silent_route_fails_without_a_word_to_the_pacs(site: Site) -> None:
     assert answers(site.pacs, study_of(phantom)) == []
 
 
-def test_a_compressed_image_is_not_agreed_to(site: Site) -> None:
+def test_a_video_is_not_agreed_to(site: Site) -> None:
     phantom = a_radiograph()
     ds = dcmread(BytesIO(phantom.files[0]))
     ds.compress(RLELossless, generate_instance_uid=False)
+    ds.file_meta.TransferSyntaxUID = MPEG2MPML  # what is inside is not looked at
     [status] = site.send([to_bytes(ds)])
     assert status == 0x0122  # what our own sender says of a refused presentation context
 
