@@ -66,7 +66,9 @@ fuzz: $(FOR_TESTING)
 	FUZZ_TIMES=$(FUZZ) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest tests/fuzz
 
 models: $(FOR_TESTING)
-	$(BIN)/python -m dicom_xai.demo.train
+	$(BIN)/python -m dicom_xai.demo.train cxr
+	$(BIN)/python -m dicom_xai.demo.train ct-head
+	$(BIN)/python -m dicom_xai.demo.train ct-3d
 
 sbom: $(FOR_TESTING)
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type application \
