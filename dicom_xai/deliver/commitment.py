@@ -196,13 +196,14 @@ class Asker(_Line):
         association = self._open(handlers=((evt.EVT_N_EVENT_REPORT, self._take_report),))
         self._message_id = self._message_id % 0xFFFF + 1
         try:
-            answer, _ = association.send_n_action(
-                _data_set_of(request),
-                ACTION_TYPE,
-                PUSH_MODEL,
-                PUSH_MODEL_INSTANCE,
-                msg_id=self._message_id,
-            )
+            with association.dimse.awaited():
+                answer, _ = association.send_n_action(
+                    _data_set_of(request),
+                    ACTION_TYPE,
+                    PUSH_MODEL,
+                    PUSH_MODEL_INSTANCE,
+                    msg_id=self._message_id,
+                )
         except (RuntimeError, ValueError) as error:  # it ended since we looked
             self._drop()
             raise self._unavailable("closed the association before it was asked") from error
@@ -263,9 +264,10 @@ class Reporter(_Line):
         # who reports is the service's SCP, though it opens the association (PS3.7 D.3.3.4)
         association = self._open(roles=(build_role(PUSH_MODEL, scp_role=True),))
         try:
-            answer, _ = association.send_n_event_report(
-                _data_set_of(report), report.event_type, PUSH_MODEL, PUSH_MODEL_INSTANCE
-            )
+            with association.dimse.awaited():
+                answer, _ = association.send_n_event_report(
+                    _data_set_of(report), report.event_type, PUSH_MODEL, PUSH_MODEL_INSTANCE
+                )
         except (RuntimeError, ValueError) as error:  # closed since, or not agreed to as an SCP
             self._drop()
             raise self._unavailable("does not take reports on our associations") from error

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -202,9 +203,41 @@ class Requestor(AE):  # type: ignore[misc]
 
 
 class Messages(DIMSEServiceProvider):  # type: ignore[misc]
-    """pynetdicom's messages, but one that it cannot read does not end the reader thread."""
+    """pynetdicom's messages, which the association's thread leaves alone while we wait for one.
+
+    pynetdicom asks that thread to pause and looks whether it has; a thread that was about to go on
+    looks as if it had, and may take the answer for a request. And a message that pynetdicom cannot
+    read does not end the reader thread.
+    """
 
     is_nonsense = False  #: something came that is no message
+
+    def __init__(self, assoc: Association) -> None:
+        super().__init__(assoc)
+        self._is_awaited = False
+        self._taking = threading.Lock()
+
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """While an answer is awaited, only who waits is given messages."""
+        with self._taking:
+            self._is_awaited = True
+        try:
+            yield
+        finally:
+            with self._taking:
+                self._is_awaited = False
+
+    def get_msg(self, block: bool = False) -> tuple[int | None, object]:
+        """The next message; the association's thread, which never waits, may get none."""
+        if block:
+            answer: tuple[int | None, object] = super().get_msg(block=True)
+            return answer
+        with self._taking:
+            if self._is_awaited:
+                return None, None
+            waiting: tuple[int | None, object] = super().get_msg(block=False)
+            return waiting
 
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Collect a fragment; the last one gives a message."""

@@ -235,7 +235,8 @@ class StorageSCU:
         assert association is not None
         if not any(cx.abstract_syntax == Verification for cx in association.accepted_contexts):
             raise self._unavailable("accepts no Verification, so nothing but a store can test it")
-        status = association.send_c_echo().get("Status")
+        with association.dimse.awaited():
+            status = association.send_c_echo().get("Status")
         answered = self._clock()
         if status != Status.SUCCESS:
             self._drop()
@@ -341,8 +342,9 @@ class StorageSCU:
         while not association._is_paused and association.is_alive():
             time.sleep(0.0001)
         try:
-            self._write(_pdus(request, data_set, context_id, longest), deadline_s)
-            _, response = association.dimse.get_msg(block=True)
+            with association.dimse.awaited():
+                self._write(_pdus(request, data_set, context_id, longest), deadline_s)
+                _, response = association.dimse.get_msg(block=True)
         except TimeoutError:
             self._drop()
             raise self._unavailable(
