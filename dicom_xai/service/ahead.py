@@ -243,6 +243,7 @@ class Ahead:
 
     def _prepare_forever(self, child: list[_Child]) -> None:
         """Work with one process at a time: the only item of `child`, replaced when it dies."""
+        child.append(_Child(self._limit_bytes, self._timeout_s))  # no image waits for its start
         while (entry := self._next()) is not None:
             if not child:
                 child.append(_Child(self._limit_bytes, self._timeout_s))
