@@ -82,7 +82,7 @@ class Running:
         return self
 
     def family(self) -> list[psutil.Process]:
-        """The process and its roles."""
+        """The process, its roles, and the processes that decode for them."""
         try:
             top = psutil.Process(self.process.pid)
             return [top, *top.children(recursive=True)]
