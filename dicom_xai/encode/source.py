@@ -20,12 +20,17 @@ from dataclasses import dataclass
 from pydicom import Dataset, Sequence
 from pydicom.datadict import tag_for_keyword
 from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
     ComputedRadiographyImageStorage,
     CTImageStorage,
     DigitalMammographyXRayImageStorageForPresentation,
     DigitalMammographyXRayImageStorageForProcessing,
     DigitalXRayImageStorageForPresentation,
     DigitalXRayImageStorageForProcessing,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSNearLossless,
     MRImageStorage,
     SecondaryCaptureImageStorage,
     UltrasoundImageStorage,
@@ -36,6 +41,8 @@ from dicom_xai import identity, uids
 from dicom_xai.errors import EncodeError
 
 Texts = tuple[str, ...]
+
+_SYNTAX = "TransferSyntaxUID"
 
 #: Whose images have one frame by definition: a frame number may not be referred to, although
 #: some scanners write several (PS3.3 Table 10-3).
@@ -52,6 +59,11 @@ SINGLE_FRAME_CLASSES = frozenset(
         UltrasoundImageStorage,
     }
 )
+
+#: Frames coded so have lost something, whatever their header says.
+LOSSY_SYNTAXES = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless})
+#: Frames coded so may have lost something: their header is believed when it says that none has.
+PERHAPS_LOSSY_SYNTAXES = frozenset({JPEG2000, HTJ2K})
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +146,23 @@ def normalise(header: Dataset) -> tuple[Source, ...]:
     is_multi_frame = count > 1 and sop_class_uid not in SINGLE_FRAME_CLASSES
     size = _size(header, "Rows"), _size(header, "Columns")
     own = _items(header, "PerFrameFunctionalGroupsSequence")
+    is_lossy = _is_lossy(_first(root["lossy"]), _first(_texts(header.file_meta, _SYNTAX)))
     if not own:
-        return (_source(for_all, size, is_multi_frame),) * count
+        return (_source(for_all, size, is_multi_frame, is_lossy),) * count
     each = [_grouped(own[i : i + 1]) for i in range(count)]
-    return tuple(_source({**for_all, **mine}, size, is_multi_frame) for mine in each)
+    return tuple(_source({**for_all, **mine}, size, is_multi_frame, is_lossy) for mine in each)
 
 
-def _source(found: Mapping[str, Texts], size: tuple[int, int], is_multi_frame: bool) -> Source:
-    is_lossy = _first(found["lossy"]) == "01"
+def _is_lossy(said: str, syntax: str) -> bool:
+    """Once lossy, always lossy; writers forget to say so (PS3.3 C.7.6.1.1.5)."""
+    if said == "01" or syntax in LOSSY_SYNTAXES:
+        return True
+    return not said and syntax in PERHAPS_LOSSY_SYNTAXES
+
+
+def _source(
+    found: Mapping[str, Texts], size: tuple[int, int], is_multi_frame: bool, is_lossy: bool
+) -> Source:
     tells_how = is_lossy and len(found["lossy_ratios"]) == len(found["lossy_methods"])
     return Source(
         rows=size[0],

@@ -162,14 +162,15 @@ def _started(command: Sequence[str]) -> Iterator[tuple[int, int]]:
     (port,) = free_ports(1)
     process = subprocess.Popen([*command, str(port)], env=ENVIRONMENT)
     try:
-        _wait_until_listening(port)
+        wait_until_listening(port)
         yield port, process.pid
     finally:
         process.terminate()
         process.wait()
 
 
-def _wait_until_listening(port: int, timeout_s: float = 30.0) -> None:
+def wait_until_listening(port: int, timeout_s: float = 30.0) -> None:
+    """Return when somebody takes connections there."""
     deadline_s = time.monotonic() + timeout_s
     while True:
         try:

@@ -39,17 +39,7 @@ _ENCODERS: dict[UID, Callable[[np.ndarray], bytes] | None] = {
 def run(folder: Path) -> Table:
     """Percentiles of triage latency and of each stage, with peak memory of all roles."""
     table = Table(title=f"head CT of {MATRIX} x {MATRIX}: ready to accepted, ms, budget 2000")
-    for heading in (
-        "series",
-        "p50",
-        "p95",
-        "queue",
-        "decode",
-        "infer",
-        "encode",
-        "last byte",
-        "MB",
-    ):
+    for heading in ("series", "p50", "p95", *STAGES, "peak MB"):
         table.add_column(heading, justify="left" if heading == "series" else "right")
     volume = head_ct(
         np.random.default_rng(7), slices=max(COUNTS), matrix=MATRIX, haemorrhage=True

@@ -112,6 +112,8 @@ def card(
 def header(modality: str = "CR", rows: int = 64, columns: int = 48, number: int = 1) -> Dataset:
     """A complete image of a made-up patient; a CT has a plane, slices 2.5 mm apart."""
     ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds.SpecificCharacterSet = "ISO_IR 100"
     ds.SOPClassUID = CTImageStorage if modality == "CT" else ComputedRadiographyImageStorage
     ds.SOPInstanceUID = UID(f"1.2.826.0.1.3680043.10.1.{number}")

@@ -10,15 +10,28 @@ import pytest
 from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSNearLossless,
+)
 
 from dicom_xai.encode.source import Source, normalise
 from dicom_xai.errors import EncodeError
 from tests.make.results import as_file, described, enhanced_header, header
 
 
-def said(modality: str = "CT", **raw: bytes) -> Source:
+def said(
+    modality: str = "CT", transfer_syntax: UID = ExplicitVRLittleEndian, **raw: bytes
+) -> Source:
     """A header with these received bytes."""
     ds = header(modality, 8, 6)
+    ds.file_meta.TransferSyntaxUID = transfer_syntax
     for keyword, value in raw.items():
         tag = Tag(keyword)
         ds[tag] = RawDataElement(tag, "LO", len(value), value, 0, False, True, True, None)
@@ -83,6 +96,23 @@ def test_lossy_source_keeps_ratio_and_method():
     assert source.is_lossy
     assert source.lossy_ratios == ("10", "2")
     assert source.lossy_methods == ("ISO_10918_1", "ISO_15444_1")
+
+
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless])
+@pytest.mark.parametrize("word", [{}, {"LossyImageCompression": b"00"}])
+def test_a_lossy_codec_is_lossy_whatever_the_header_says(syntax, word):
+    assert said(transfer_syntax=syntax, **word).is_lossy
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000, HTJ2K])
+def test_where_the_codec_may_be_lossless_the_header_is_believed(syntax):
+    assert said(transfer_syntax=syntax).is_lossy
+    assert not said(transfer_syntax=syntax, LossyImageCompression=b"00").is_lossy
+
+
+def test_a_lossless_source_without_a_word_is_not_lossy():
+    assert not said(transfer_syntax=JPEG2000Lossless).is_lossy
+    assert said(transfer_syntax=JPEG2000Lossless, LossyImageCompression=b"01").is_lossy
 
 
 def test_planes_of_an_enhanced_image_come_from_its_functional_groups():
