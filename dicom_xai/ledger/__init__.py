@@ -11,9 +11,9 @@ from dicom_xai.ledger.arrivals import Arrivals, Recorded, Wanted
 from dicom_xai.ledger.commitments import Asking, Commitments, Owed, Reconciled
 from dicom_xai.ledger.deliveries import Deliveries, Outgoing, Triaged
 from dicom_xai.ledger.engine import Bell, Bells, Database
-from dicom_xai.ledger.jobs import Jobs, Overdue
+from dicom_xai.ledger.jobs import Jobs
 from dicom_xai.ledger.schema import Disposition
-from dicom_xai.ledger.upkeep import ORPHAN_AGE_S, Expired, Upkeep
+from dicom_xai.ledger.upkeep import ORPHAN_AGE_S, Expired, Overdue, Upkeep
 
 __all__ = [
     "ORPHAN_AGE_S",

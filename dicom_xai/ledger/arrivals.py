@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from sqlalchemy import Connection, Row, Select, bindparam, func, insert, literal, select, update
 
-from dicom_xai.ledger import jobs as job_rows
+from dicom_xai.ledger import queueing
 from dicom_xai.ledger.engine import (
     Database,
     earliest,
@@ -269,7 +269,7 @@ class Arrivals:
         if want.fires_at_once:
             waiting = _candidates(connection, candidate.c.id == candidate_id)
             if waiting:
-                job_rows.make_ready(
+                queueing.make_ready(
                     connection, waiting[0], "instance", now, now, want.priority, want.budget_s
                 )
 
@@ -320,7 +320,7 @@ class Arrivals:
         """Turn a complete unit into a job; False when it changed meanwhile or must still wait."""
 
         def run(connection: Connection) -> bool:
-            return job_rows.make_ready(
+            return queueing.make_ready(
                 connection, waiting, fired, ready_at, self._db.now(), priority, budget_s
             )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, func, or_, select, update
+from sqlalchemy import Connection, func, select, update
 
+from dicom_xai.ledger.claims import DELIVERIES
 from dicom_xai.ledger.engine import Database, earliest, note_event
-from dicom_xai.ledger.jobs import instance_of
+from dicom_xai.ledger.rows import instance_of
 from dicom_xai.ledger.schema import (
     DELIVERY_IS_OPEN,
     Commitment,
@@ -71,29 +72,16 @@ class Deliveries:
 
         def run(connection: Connection) -> Outgoing | None:
             now = self._db.now()
-            free = or_(
-                and_(delivery.c.state == DeliveryState.PENDING, delivery.c.not_before <= now),
-                and_(delivery.c.state == DeliveryState.SENDING, delivery.c.lease_until < now),
+            row = DELIVERIES.claim(
+                connection,
+                self._db,
+                lease_s,
+                delivery.c.destination == destination,
+                DELIVERIES.is_free(now),
+                order=(delivery.c.rank, delivery.c.id),
             )
-            row = connection.execute(
-                select(delivery)
-                .where(delivery.c.destination == destination, DELIVERY_IS_OPEN, free)
-                .order_by(delivery.c.rank, delivery.c.id)
-                .limit(1)
-            ).first()
             if row is None:
                 return None
-            connection.execute(
-                update(delivery)
-                .where(delivery.c.id == row.id)
-                .values(
-                    state=DeliveryState.SENDING,
-                    token=row.token + 1,
-                    attempts=row.attempts + 1,
-                    owner=self._db.owner,
-                    lease_until=now + lease_s,
-                )
-            )
             made = connection.execute(
                 select(result, job.c.route, job.c.model)
                 .join(job, job.c.id == result.c.job_id)
@@ -104,10 +92,10 @@ class Deliveries:
             ).one()
             return Outgoing(
                 delivery_id=row.id,
-                token=row.token + 1,
+                token=row.token,
                 job_id=row.job_id,
                 destination=destination,
-                attempts=row.attempts + 1,
+                attempts=row.attempts,
                 route=made.route,
                 model=made.model,
                 kind=made.kind,
@@ -127,17 +115,8 @@ class Deliveries:
         with self._db.read() as connection:
             return earliest(
                 connection,
-                select(
-                    func.min(
-                        func.iif(
-                            delivery.c.state == DeliveryState.PENDING,
-                            delivery.c.not_before,
-                            delivery.c.lease_until,
-                        )
-                    )
-                ).where(
-                    delivery.c.destination == destination,
-                    DELIVERY_IS_OPEN,
+                select(func.min(DELIVERIES.free_at())).where(
+                    delivery.c.destination == destination, DELIVERY_IS_OPEN
                 ),
             )
 
@@ -278,14 +257,6 @@ def _holds_all_at(connection: Connection, job_id: int, destination: str) -> floa
 def _end(
     connection: Connection, outgoing: Outgoing, state: DeliveryState, **values: object
 ) -> bool:
-    """Compare-and-set on the claim's token."""
-    changed = connection.execute(
-        update(delivery)
-        .where(
-            delivery.c.id == outgoing.delivery_id,
-            delivery.c.token == outgoing.token,
-            delivery.c.state == DeliveryState.SENDING,
-        )
-        .values(state=state, lease_until=None, **values)
+    return DELIVERIES.change(
+        connection, outgoing.delivery_id, outgoing.token, state=state, lease_until=None, **values
     )
-    return changed.rowcount == 1

@@ -10,23 +10,20 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Connection, Select, Table, and_, exists, func, or_, select, union_all, update
 
 from dicom_xai import processes
+from dicom_xai.ledger.claims import QUEUES
 from dicom_xai.ledger.engine import Database, earliest, set_meta
-from dicom_xai.ledger.jobs import Overdue
 from dicom_xai.ledger.schema import (
     DELIVERY_IS_OPEN,
     DELIVERY_IS_UNCOMMITTED,
     JOB_IS_LIVE,
-    REPORT_IS_OPEN,
     TRANSFER_IS_OPEN,
     CandidateState,
     Commitment,
     DeliveryState,
     Disposition,
     JobState,
-    ReportState,
     TransferState,
     candidate,
-    commitment_report,
     delivery,
     event,
     instance,
@@ -40,6 +37,15 @@ from dicom_xai.stages import Stage
 #: An orphan younger than this may belong to a transaction under way, even if the clock jumps.
 ORPHAN_AGE_S = 86400.0
 EXPIRE_AT_MOST = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A unit whose deadline passed, reported once."""
+
+    job_id: int
+    route: str
+    stage: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,9 +238,7 @@ class Upkeep:
             freed = 0
             for table, state, is_open in (
                 (transfer, TransferState.OPEN, TRANSFER_IS_OPEN),
-                (job, JobState.RUNNING, JOB_IS_LIVE),
-                (delivery, DeliveryState.SENDING, DELIVERY_IS_OPEN),
-                (commitment_report, ReportState.REPORTING, REPORT_IS_OPEN),
+                *((queue.table, queue.taken, queue.is_open) for queue in QUEUES),
             ):
                 owners = connection.scalars(
                     select(table.c.owner)
