@@ -15,7 +15,7 @@ FOR_TESTING := $(VENV)/.installed-for-testing
 JUDGES := zennit grad-cam
 
 .DELETE_ON_ERROR:
-.PHONY: help demo run check test lint bench chaos fuzz models lock sbom promises clean
+.PHONY: help demo run check test lint bench chaos soak fuzz models lock sbom promises clean
 
 help:
 	@echo 'make demo    service, stand-in PACS and phantom studies; shows what came back'
@@ -25,6 +25,7 @@ help:
 	@echo "             in a hurry: make test TESTS='-m \"not slow\"'"
 	@echo 'make chaos   hundreds of rounds of kills, lies, full disks and clock jumps; ends in counts;'
 	@echo "             make chaos CHAOS='--rounds 2000 --seed 7' for longer, or again"
+	@echo 'make soak    half an hour of studies: memory, threads, files, latency; SOAK="--minutes 5"'
 	@echo 'make fuzz    hostile input for minutes; FUZZ=500 for hours, FUZZ_SEED=n again as before'
 	@echo 'make bench   latency and throughput, side by side with peers'
 	@echo 'make models  train the bundled demonstration models again'
@@ -61,6 +62,9 @@ bench: $(FOR_TESTING)
 # So many times what `make test` tries. What fails is left, made small, in tests/fuzz/corpus.
 FUZZ ?= 20
 FUZZ_SEED ?= $(shell date +%s)
+
+soak: $(FOR_TESTING)
+	$(BIN)/python -m tests.chaos.soak $(SOAK)
 
 fuzz: $(FOR_TESTING)
 	FUZZ_TIMES=$(FUZZ) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest tests/fuzz
