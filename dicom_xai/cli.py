@@ -295,7 +295,7 @@ def ledger_jobs(
 ) -> None:
     """The newest jobs."""
     with _Opened(config) as ledger:
-        _print_rows(ledger.upkeep.job_rows(tuple(state or ())))
+        _print_rows(ledger.views.jobs(tuple(state or ())))
 
 
 @ledger_app.command("deliveries")
@@ -307,21 +307,21 @@ def ledger_deliveries(
 ) -> None:
     """The newest deliveries."""
     with _Opened(config) as ledger:
-        _print_rows(ledger.upkeep.delivery_rows(tuple(state or ())))
+        _print_rows(ledger.views.deliveries(tuple(state or ())))
 
 
 @ledger_app.command("commitments")
 def ledger_commitments(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """The newest requests for storage commitment, ours and others'."""
     with _Opened(config) as ledger:
-        _print_rows(ledger.commitments.rows())
+        _print_rows(ledger.views.commitments())
 
 
 @ledger_app.command("events")
 def ledger_events(config: ConfigOption = DEFAULT_CONFIG, limit: int = 50) -> None:
     """The history's newest lines."""
     with _Opened(config) as ledger:
-        _print_rows(ledger.upkeep.events(limit))
+        _print_rows(ledger.views.events(limit))
 
 
 @ledger_app.command("why")
@@ -331,7 +331,7 @@ def ledger_why(
 ) -> None:
     """Why a study was or was not triaged: routing, units, jobs, deliveries."""
     with _Opened(config) as ledger:
-        rows = ledger.upkeep.why(uid)
+        rows = ledger.views.why(uid)
     if not rows:
         err.print(f"nothing is known about {uid}")
         raise typer.Exit(1)
@@ -346,7 +346,7 @@ def ledger_retry(
 ) -> None:
     """Run an ended job again; its results keep their UIDs and are sent again."""
     with _Opened(config) as ledger:
-        done = ledger.jobs.retry(job)
+        done = ledger.admin.retry(job)
         ledger.ring("worker")
     _note_verb(config, "ledger retry", f"job {job}", done)
     _report(done, f"job {job} is queued", f"no ended job {job}")
@@ -359,7 +359,7 @@ def ledger_requeue(
 ) -> None:
     """Send a dead letter again."""
     with _Opened(config) as ledger:
-        done = ledger.deliveries.requeue(delivery)
+        done = ledger.admin.requeue(delivery)
         ledger.ring("sender")
     _note_verb(config, "ledger requeue", f"delivery {delivery}", done)
     _report(done, f"delivery {delivery} is queued", f"no dead delivery {delivery}")
@@ -372,7 +372,7 @@ def ledger_skip(
 ) -> None:
     """Close a delivery that is dead or waits, without sending it."""
     with _Opened(config) as ledger:
-        done = ledger.deliveries.skip(delivery)
+        done = ledger.admin.skip(delivery)
     _note_verb(config, "ledger skip", f"delivery {delivery}", done)
     _report(done, f"delivery {delivery} is skipped", f"no dead or waiting delivery {delivery}")
 

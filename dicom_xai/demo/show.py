@@ -128,7 +128,7 @@ def _wait_for_triage(site: Site, uid: str, expected: int) -> list[Mapping[str, o
     try:
         deadline = time.monotonic() + TIMEOUT_S
         while True:
-            jobs = ledger.upkeep.study_rows(uid)
+            jobs = ledger.views.study(uid)
             done = [job for job in jobs if job["triage_s"] is not None]
             if len(done) >= expected or time.monotonic() > deadline:
                 return list(jobs)

@@ -2,11 +2,12 @@
 
 Everything else can be killed at any instant. The verbs are grouped by who speaks:
 `arrivals` (receiver), `jobs` (worker), `deliveries` (sender), `commitments` (receiver and sender),
-`upkeep` (nobody's turn, admins).
+`upkeep` (nobody's turn), `admin` and `views` (people).
 """
 
 from __future__ import annotations
 
+from dicom_xai.ledger.admin import Admin
 from dicom_xai.ledger.arrivals import Arrivals, Recorded, Wanted
 from dicom_xai.ledger.commitments import Asking, Commitments, Owed, Reconciled
 from dicom_xai.ledger.deliveries import Deliveries, Outgoing, Triaged
@@ -14,9 +15,11 @@ from dicom_xai.ledger.engine import Bell, Bells, Database
 from dicom_xai.ledger.jobs import Jobs
 from dicom_xai.ledger.schema import Disposition
 from dicom_xai.ledger.upkeep import ORPHAN_AGE_S, Expired, Overdue, Upkeep
+from dicom_xai.ledger.views import Views
 
 __all__ = [
     "ORPHAN_AGE_S",
+    "Admin",
     "Arrivals",
     "Asking",
     "Bell",
@@ -33,6 +36,7 @@ __all__ = [
     "Recorded",
     "Triaged",
     "Upkeep",
+    "Views",
     "Wanted",
 ]
 
@@ -61,6 +65,8 @@ class Ledger:
         self.deliveries = Deliveries(self._database)
         self.commitments = Commitments(self._database)
         self.upkeep = Upkeep(self._database)
+        self.admin = Admin(self._database)
+        self.views = Views(self._database)
 
     def now(self) -> float:
         """Seconds of the clock in which all of the ledger's times are given."""

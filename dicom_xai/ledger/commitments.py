@@ -558,33 +558,6 @@ class Commitments:
                 ).where(commitment_report.c.ae_title == ae_title, REPORT_IS_OPEN),
             )
 
-    # -------------------------------------------------------------- views
-
-    def rows(self) -> list[dict[str, object]]:
-        """The newest requests, ours and others', at most 200 of each."""
-        ours = select(
-            commitment.c.id,
-            commitment.c.asked_utc.label("at_utc"),
-            commitment.c.destination.label("peer"),
-            commitment.c.transaction_uid,
-            commitment.c.state,
-            commitment.c.reason,
-        ).order_by(commitment.c.id.desc())
-        others = select(
-            commitment_report.c.id,
-            commitment_report.c.requested_utc.label("at_utc"),
-            commitment_report.c.ae_title.label("peer"),
-            commitment_report.c.transaction_uid,
-            commitment_report.c.state,
-            commitment_report.c.reason,
-        ).order_by(commitment_report.c.id.desc())
-        with self._db.read() as connection:
-            return [
-                {"asked": who, **dict(row)}
-                for who, query in (("by us", ours), ("of us", others))
-                for row in connection.execute(query.limit(200)).mappings()
-            ]
-
 
 def _is_whole() -> ColumnElement[bool]:
     """Nothing more of the delivery's unit is on its way to the destination."""

@@ -140,7 +140,7 @@ class Deliveries:
             }
             if not _end(connection, outgoing, DeliveryState.SENT, **values):
                 return None
-            if _holds_all_at(connection, outgoing.job_id, outgoing.destination) is None:
+            if holds_all_at(connection, outgoing.job_id, outgoing.destination) is None:
                 return None
             first = connection.execute(
                 update(job)
@@ -191,59 +191,8 @@ class Deliveries:
 
         return self._db.write(run)
 
-    def requeue(self, delivery_id: int) -> bool:
-        """Send a dead letter again, as an admin asks; False when there is none."""
 
-        def run(connection: Connection) -> bool:
-            changed = connection.execute(
-                update(delivery)
-                .where(delivery.c.id == delivery_id, delivery.c.state == DeliveryState.DEAD)
-                .values(
-                    state=DeliveryState.PENDING,
-                    not_before=self._db.now(),
-                    commitment=Commitment.NONE,
-                    resends=0,
-                )
-            )
-            if changed.rowcount:
-                note_event(connection, "delivery-requeued", str(delivery_id), "asked for")
-            return changed.rowcount == 1
-
-        return self._db.write(run)
-
-    def skip(self, delivery_id: int) -> bool:
-        """Close a delivery that is dead or waits, without sending it; False when there is none.
-
-        Its unit counts as triaged when the destination holds all the others, since the last of
-        them came.
-        """
-
-        def run(connection: Connection) -> bool:
-            closed = connection.execute(
-                update(delivery)
-                .where(
-                    delivery.c.id == delivery_id,
-                    delivery.c.state.in_([DeliveryState.DEAD, DeliveryState.PENDING]),
-                )
-                .values(state=DeliveryState.SKIPPED, commitment=Commitment.NONE)
-                .returning(delivery.c.job_id, delivery.c.destination)
-            ).first()
-            if closed is None:
-                return False
-            at = _holds_all_at(connection, closed.job_id, closed.destination)
-            if at is not None:
-                connection.execute(
-                    update(job)
-                    .where(job.c.id == closed.job_id, job.c.triaged_at.is_(None))
-                    .values(triaged_at=at)
-                )
-            note_event(connection, "delivery-skipped", str(delivery_id), "asked for")
-            return True
-
-        return self._db.write(run)
-
-
-def _holds_all_at(connection: Connection, job_id: int, destination: str) -> float | None:
+def holds_all_at(connection: Connection, job_id: int, destination: str) -> float | None:
     """Since when a destination holds all of a job's objects that it will ever get, if it does."""
     row = connection.execute(
         select(

@@ -9,8 +9,8 @@ from sqlalchemy import Connection, func, or_, select, update
 
 from dicom_xai.ledger.claims import JOBS
 from dicom_xai.ledger.engine import Database, earliest, note_event
-from dicom_xai.ledger.queueing import has_live_job, queue_amendment
-from dicom_xai.ledger.results import files_of, has_others, put
+from dicom_xai.ledger.queueing import queue_amendment
+from dicom_xai.ledger.results import has_others, put
 from dicom_xai.ledger.rows import instance_of, job_of
 from dicom_xai.ledger.schema import (
     JOB_IS_LIVE,
@@ -21,7 +21,7 @@ from dicom_xai.ledger.schema import (
     job,
     member,
 )
-from dicom_xai.study import Instance, Job, Priority, Purpose, Result
+from dicom_xai.study import Instance, Job, Priority, Result
 
 #: So long a ready unit waits for the process that has prepared its images.
 HOLDER_FIRST_S = 0.1
@@ -240,42 +240,6 @@ class Jobs:
             lease_until=None,
             note=reason,
         )
-
-    def retry(self, job_id: int) -> bool:
-        """Queue an ended job again, as an admin asks.
-
-        Where it failed and its note is on its way or there, the answer must amend that note: then
-        an amendment is queued instead.
-
-        False when there is none that has ended, or another of its unit and purpose is under way.
-        """
-
-        def run(connection: Connection) -> bool:
-            row = connection.execute(select(job).where(job.c.id == job_id)).first()
-            if row is None or row.state not in (JobState.DONE, JobState.FAILED):
-                return False
-            has_note = row.state == JobState.FAILED and files_of(connection, job_id)
-            purpose = Purpose.AMENDMENT if has_note else row.purpose
-            if has_live_job(connection, row.unit_key, row.route, purpose):
-                return False
-            if has_note:
-                queue_amendment(connection, job_id, self._db.now(), "retry of a failed job")
-            else:
-                connection.execute(
-                    update(job)
-                    .where(job.c.id == job_id)
-                    .values(
-                        state=JobState.QUEUED,
-                        attempts=0,
-                        not_before=self._db.now(),
-                        note="",
-                        done_at=None,
-                    )
-                )
-            note_event(connection, "job-retried", str(job_id), "asked for")
-            return True
-
-        return self._db.write(run)
 
     def note_overdue(self, claimed: Job) -> bool:
         """Mark a claimed job's deadline as passed; False when noted before, or met before."""

@@ -46,7 +46,7 @@ def wait_for_triage(site: Site, study_instance_uid: str) -> dict[str, float]:
     try:
         deadline = time.monotonic() + TIMEOUT_S
         while time.monotonic() < deadline:
-            for row in ledger.upkeep.study_rows(study_instance_uid):
+            for row in ledger.views.study(study_instance_uid):
                 if row["triage_s"] is not None:
                     stages = json.loads(str(row["stages"]))
                     ends = {name: float(str(row[f"{name}_s"])) for name in ("deliver", "triage")}

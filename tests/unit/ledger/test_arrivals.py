@@ -68,7 +68,7 @@ def test_the_same_wrong_content_again_is_a_conflict_again_and_kept_once(
 def test_a_conflict_leaves_an_event_for_the_alert(ledger: Ledger) -> None:
     receive(ledger, an_instance())
     receive(ledger, an_instance(content="changed"))
-    (event,) = (row for row in ledger.upkeep.events() if row["kind"] == "instance-conflict")
+    (event,) = (row for row in ledger.views.events() if row["kind"] == "instance-conflict")
     assert event["subject"] == an_instance().sop_instance_uid
 
 
@@ -99,7 +99,7 @@ def test_the_trace_is_kept_with_the_instance(ledger: Ledger) -> None:
     instance = an_instance()
     transfer = ledger.arrivals.open_transfer(SENDER, LEASE_S)
     ledger.arrivals.record(instance, Disposition.UNROUTED, transfer, [], '{"r": "no: x"}')
-    assert ledger.upkeep.why(instance.study_instance_uid)[0]["trace"] == '{"r": "no: x"}'
+    assert ledger.views.why(instance.study_instance_uid)[0]["trace"] == '{"r": "no: x"}'
 
 
 # ------------------------------------------------------------------ units

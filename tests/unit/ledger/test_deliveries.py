@@ -123,87 +123,15 @@ def test_a_permanent_answer_ends_that_object_while_the_others_go_on(ledger: Ledg
     assert ledger.deliveries.give_up(outgoing(ledger), "no presentation context", 0x0122)
     assert ledger.upkeep.depths().dead == {"pacs": 1}
     assert outgoing(ledger).kind == "seg"
-    event = ledger.upkeep.events()[0]
+    event = ledger.views.events()[0]
     assert (event["kind"], event["detail"]) == ("delivery-dead", "pacs: no presentation context")
-
-
-def test_a_dead_letter_is_sent_again_when_asked(ledger: Ledger) -> None:
-    job = a_job(ledger)
-    ledger.jobs.finish(job, [a_result(job)])
-    dead = outgoing(ledger)
-    ledger.deliveries.give_up(dead, "refused")
-    assert ledger.deliveries.claim("pacs", LEASE_S) is None
-    assert ledger.deliveries.requeue(dead.delivery_id)
-    again = outgoing(ledger)
-    # attempts go on counting: 0x0111 may say that it had arrived after all
-    assert (again.delivery_id, again.attempts) == (dead.delivery_id, 2)
-    assert again.token > dead.token
-
-
-def test_a_skipped_dead_letter_is_never_sent(ledger: Ledger) -> None:
-    job = a_job(ledger)
-    ledger.jobs.finish(job, [a_result(job)])
-    dead = outgoing(ledger)
-    ledger.deliveries.give_up(dead, "refused")
-    assert ledger.deliveries.skip(dead.delivery_id)
-    assert ledger.deliveries.claim("pacs", LEASE_S) is None
-    assert ledger.upkeep.depths().dead == {}
-    assert not ledger.deliveries.requeue(dead.delivery_id)
-
-
-def test_a_delivery_that_waits_for_a_destination_that_is_gone_can_be_skipped(
-    ledger: Ledger,
-) -> None:
-    job = a_job(ledger)
-    ledger.jobs.finish(job, [a_result(job)])
-    item = outgoing(ledger)
-    ledger.deliveries.retry_later(item, 60, "no route to host")
-    assert ledger.deliveries.skip(item.delivery_id)
-    assert ledger.deliveries.next_at("pacs") is None
-
-
-def test_a_skip_ends_triage_when_the_destination_holds_the_others(
-    ledger: Ledger, tmp_path: Path
-) -> None:
-    job = a_job(ledger)
-    ledger.jobs.finish(job, [a_result(job), a_result(job, kind=ObjectKind.SEG)])
-    ledger.deliveries.sent(outgoing(ledger), 0)
-    dead = outgoing(ledger)
-    ledger.deliveries.give_up(dead, "no presentation context", 0x0122)
-    assert rows(tmp_path, "SELECT triaged_at FROM job") == [(None,)]
-    ledger.deliveries.skip(dead.delivery_id)
-    # since the other object came, not since somebody looked
-    assert rows(tmp_path, "SELECT triaged_at FROM job") == rows(
-        tmp_path, "SELECT max(sent_at) FROM delivery"
-    )
-
-
-def test_a_unit_of_which_everything_was_skipped_is_not_triaged(
-    ledger: Ledger, tmp_path: Path
-) -> None:
-    job = a_job(ledger)
-    ledger.jobs.finish(job, [a_result(job)])
-    dead = outgoing(ledger)
-    ledger.deliveries.give_up(dead, "refused")
-    ledger.deliveries.skip(dead.delivery_id)
-    assert rows(tmp_path, "SELECT triaged_at FROM job") == [(None,)]
-
-
-def test_only_a_dead_letter_is_requeued_or_skipped(ledger: Ledger) -> None:
-    job = a_job(ledger)
-    ledger.jobs.finish(job, [a_result(job)])
-    item = outgoing(ledger)
-    for verb in (ledger.deliveries.requeue, ledger.deliveries.skip):
-        assert not verb(item.delivery_id)
-        assert not verb(12345)
-    assert ledger.deliveries.sent(item, 0) is not None
 
 
 def test_a_sender_that_comes_back_late_cannot_undo_a_forced_retry(ledger: Ledger) -> None:
     job = a_job(ledger)
     ledger.jobs.finish(job, [a_result(job)])
     late = outgoing(ledger)
-    ledger.jobs.retry(job.job_id)
+    ledger.admin.retry(job.job_id)
     ledger.jobs.finish(claimed(ledger), [a_result(job)])
     assert ledger.deliveries.sent(late, 0) is None
     assert outgoing(ledger).token > late.token

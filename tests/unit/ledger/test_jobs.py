@@ -171,7 +171,7 @@ def test_a_failure_keeps_its_reason_and_its_note_object(ledger: Ledger, tmp_path
     assert ledger.jobs.finish(job, [note], "no pixels", is_failure=True)
     assert rows(tmp_path, "SELECT state, note FROM job") == [("failed", "no pixels")]
     assert outgoing(ledger).kind == "note"
-    assert ledger.upkeep.events()[0]["detail"] == "no pixels"
+    assert ledger.views.events()[0]["detail"] == "no pixels"
 
 
 def test_a_quick_answer_queues_its_amendment_with_it(ledger: Ledger) -> None:
@@ -212,7 +212,7 @@ def test_what_was_chosen_first_is_kept_by_every_retry(ledger: Ledger) -> None:
     ledger.jobs.retry_later(job, 0, "device busy")
     second = claimed(ledger)
     ledger.jobs.finish(second, [a_result(second)])
-    assert ledger.jobs.retry(job.job_id)
+    assert ledger.admin.retry(job.job_id)
     third = claimed(ledger)
     for again in (second, third):
         assert again.created_at == job.created_at
@@ -222,59 +222,13 @@ def test_what_was_chosen_first_is_kept_by_every_retry(ledger: Ledger) -> None:
     assert third.attempts == 1
 
 
-def test_a_forced_retry_keeps_one_result_for_each_uid_and_sends_it_again(
-    ledger: Ledger, tmp_path: Path
-) -> None:
-    job = a_job(ledger)
-    ledger.jobs.finish(job, [a_result(job)])
-    ledger.deliveries.sent(outgoing(ledger), 0)
-    assert ledger.jobs.retry(job.job_id)
-    again = claimed(ledger)
-    assert ledger.jobs.finish(again, [a_result(again, key="f" * 32)])
-    assert rows(tmp_path, "SELECT spool_key FROM result") == [("f" * 32,)]
-    # attempts go on counting: 0x0111 to a resend means that the destination holds it
-    assert rows(tmp_path, "SELECT state, attempts FROM delivery") == [("pending", 1)]
-    assert ledger.deliveries.sent(outgoing(ledger), 0) is None  # it was triaged once
-
-
 def test_a_claim_tells_which_files_an_earlier_try_made(ledger: Ledger) -> None:
     job = a_job(ledger)
     assert job.earlier_files == {}
     made = a_result(job)
     ledger.jobs.finish(job, [made])
-    ledger.jobs.retry(job.job_id)
+    ledger.admin.retry(job.job_id)
     assert claimed(ledger).earlier_files == {made.sop_instance_uid: made.spool_key}
-
-
-def test_a_retry_of_a_failed_job_amends_its_note(ledger: Ledger, tmp_path: Path) -> None:
-    job = a_job(ledger)
-    note = a_result(job, kind=ObjectKind.NOTE)
-    ledger.jobs.finish(job, [note], "no geometry", is_failure=True)
-    assert ledger.jobs.retry(job.job_id)
-    assert not ledger.jobs.retry(job.job_id)  # it is under way
-    again = claimed(ledger)
-    assert (again.purpose, again.generation) == ("amendment", 1)
-    assert [each.sop_instance_uid for each in again.predecessors] == [note.sop_instance_uid]
-    assert rows(tmp_path, "SELECT state FROM job") == [("failed",), ("running",)]
-
-
-def test_only_an_ended_job_is_retried(ledger: Ledger) -> None:
-    job = a_job(ledger)
-    assert not ledger.jobs.retry(job.job_id)
-    assert not ledger.jobs.retry(12345)
-    ledger.jobs.finish(job, [], "reason", is_failure=True)
-    assert ledger.jobs.retry(job.job_id)
-    assert not ledger.jobs.retry(job.job_id)
-
-
-def test_a_retry_beside_a_live_job_of_the_same_unit_is_refused(ledger: Ledger) -> None:
-    first = a_job(ledger)
-    ledger.jobs.finish(first, [a_result(first)], amend_because="no time")
-    second = claimed(ledger)
-    ledger.jobs.finish(second, [a_result(second)], amend_because="no time again")
-    assert claimed(ledger).generation == 2
-    assert not ledger.jobs.retry(second.job_id)
-    assert ledger.jobs.retry(first.job_id)
 
 
 def test_a_job_can_move_to_the_model_that_is_live(ledger: Ledger) -> None:

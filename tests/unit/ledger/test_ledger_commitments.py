@@ -145,7 +145,7 @@ def test_what_is_lost_again_and_again_is_a_dead_letter_with_its_reason(
     ]
     # a person may begin anew
     [(number,)] = rows(tmp_path, "SELECT id FROM delivery")
-    assert ledger.deliveries.requeue(number)
+    assert ledger.admin.requeue(number)
     ledger.deliveries.sent(outgoing(ledger), 0, wants_commitment=True)
     assert reported(ledger, asked(ledger), lost=[0]).resent
 
@@ -385,7 +385,7 @@ def test_both_directions_are_shown(ledger: Ledger) -> None:
     sent(ledger)
     asked(ledger)
     a_request(ledger)
-    assert [(row["asked"], row["peer"], row["state"]) for row in ledger.commitments.rows()] == [
+    assert [(row["asked"], row["peer"], row["state"]) for row in ledger.views.commitments()] == [
         ("by us", "pacs", "asked"),
         ("of us", "MODALITY", "owed"),
     ]

@@ -1,4 +1,4 @@
-"""Retention, the numbers for metrics, the admin's views, and that no verb reads ended rows."""
+"""Retention, the numbers for metrics, and that no verb reads ended rows."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_a_skipped_dead_letter_holds_nothing_back(ledger: Ledger, tmp_path: Path
     is_in_the_outbox(ledger)
     dead = outgoing(ledger)
     ledger.deliveries.give_up(dead, "refused")
-    ledger.deliveries.skip(dead.delivery_id)
+    ledger.admin.skip(dead.delivery_id)
     age(tmp_path)
     assert len(expired(ledger)) == 2
 
@@ -243,49 +243,15 @@ def test_depths_count_each_unit_where_it_waits(ledger: Ledger) -> None:
     assert depths.oldest_s["waiting"] >= depths.oldest_s["outbox"] >= depths.oldest_s["running"]
 
 
-def test_a_study_can_be_asked_for_by_any_of_its_uids(ledger: Ledger) -> None:
-    job = a_job(ledger)
-    ledger.jobs.finish(job, [a_result(job)], "half done")
-    instance = an_instance()
-    for uid in (
-        instance.study_instance_uid,
-        instance.series_instance_uid,
-        instance.sop_instance_uid,
-    ):
-        found, unit, delivery = ledger.upkeep.why(uid)
-        assert found["disposition"] == "routed"
-        assert (unit["job_state"], unit["note"], unit["fired"]) == ("done", "half done", "instance")
-        assert (delivery["destination"], delivery["state"]) == ("pacs", "pending")
-    (delivery,) = ledger.upkeep.why(a_result(job).sop_instance_uid)
-    assert delivery["kind"] == "sc"
-    assert ledger.upkeep.why("1.2.999") == []
-
-
-def test_views_list_the_newest_first_and_by_state(ledger: Ledger) -> None:
-    done, running = a_job(ledger, 1), a_job(ledger, 2)
-    ledger.jobs.finish(done, [a_result(done)])
-    assert [row["id"] for row in ledger.upkeep.job_rows()] == [running.job_id, done.job_id]
-    assert [row["id"] for row in ledger.upkeep.job_rows(("done",))] == [done.job_id]
-    assert ledger.upkeep.delivery_rows(("dead",)) == []
-    assert [row["kind"] for row in ledger.upkeep.delivery_rows(("pending",))] == ["sc"]
-    assert [row["state"] for row in ledger.upkeep.study_rows("1.2.1")] == ["done", "running"]
-
-
 # ------------------------------------------------------------------ growth
 
-#: For people, on demand; they may read a table.
-VIEWS = ("why", "job_rows", "delivery_rows", "study_rows", "events")
 GROWING = ("instance", "candidate", "candidate_instance", "job", "result", "delivery", "event")
 
 
 def a_day(ledger: Ledger) -> None:
     """Every verb of the flow, once."""
-    arrivals, jobs, deliveries, upkeep = (
-        ledger.arrivals,
-        ledger.jobs,
-        ledger.deliveries,
-        ledger.upkeep,
-    )
+    arrivals, jobs, deliveries = ledger.arrivals, ledger.jobs, ledger.deliveries
+    admin, upkeep = ledger.admin, ledger.upkeep
     transfer = arrivals.open_transfer(SENDER, LEASE_S)
     arrivals.renew_transfers([transfer], LEASE_S)
     want = wanted(an_instance(), max_wait_s=0)
@@ -313,9 +279,9 @@ def a_day(ledger: Ledger) -> None:
     deliveries.retry_later(outgoing(ledger), 0.0, "down")
     dead = outgoing(ledger)
     deliveries.give_up(dead, "refused")
-    deliveries.requeue(dead.delivery_id)
+    admin.requeue(dead.delivery_id)
     deliveries.sent(outgoing(ledger), 0)
-    jobs.retry(job.job_id)
+    admin.retry(job.job_id)
     jobs.retry_later(claimed(ledger), 0.0, "busy")
     upkeep.tick()
     upkeep.overdue()
@@ -357,13 +323,13 @@ def test_no_verb_of_the_flow_reads_a_whole_table_that_only_grows(
     assert scans == []
 
 
-def test_the_growth_test_leaves_out_only_the_views_for_people(ledger: Ledger) -> None:
+def test_the_growth_test_leaves_out_no_verb_but_what_others_call(ledger: Ledger) -> None:
     used = set(a_day.__code__.co_names)
     verbs = {
         name
-        for verbs in (ledger.arrivals, ledger.jobs, ledger.deliveries, ledger.upkeep)
+        for verbs in (ledger.arrivals, ledger.jobs, ledger.deliveries, ledger.admin, ledger.upkeep)
         for name in dir(verbs)
         if not name.startswith("_")
     }
     indirect = {"record", "due", "make_ready", "claim", "skip"}  # skip: the same as requeue
-    assert verbs - used - indirect == set(VIEWS)
+    assert verbs - used - indirect == set()

@@ -1,0 +1,34 @@
+"""What the ledger shows to people."""
+
+from __future__ import annotations
+
+from dicom_xai.ledger import Ledger
+from tests.make.ledger import a_job, a_result, an_instance
+
+
+def test_a_study_can_be_asked_for_by_any_of_its_uids(ledger: Ledger) -> None:
+    job = a_job(ledger)
+    ledger.jobs.finish(job, [a_result(job)], "half done")
+    instance = an_instance()
+    for uid in (
+        instance.study_instance_uid,
+        instance.series_instance_uid,
+        instance.sop_instance_uid,
+    ):
+        found, unit, delivery = ledger.views.why(uid)
+        assert found["disposition"] == "routed"
+        assert (unit["job_state"], unit["note"], unit["fired"]) == ("done", "half done", "instance")
+        assert (delivery["destination"], delivery["state"]) == ("pacs", "pending")
+    (delivery,) = ledger.views.why(a_result(job).sop_instance_uid)
+    assert delivery["kind"] == "sc"
+    assert ledger.views.why("1.2.999") == []
+
+
+def test_views_list_the_newest_first_and_by_state(ledger: Ledger) -> None:
+    done, running = a_job(ledger, 1), a_job(ledger, 2)
+    ledger.jobs.finish(done, [a_result(done)])
+    assert [row["id"] for row in ledger.views.jobs()] == [running.job_id, done.job_id]
+    assert [row["id"] for row in ledger.views.jobs(("done",))] == [done.job_id]
+    assert ledger.views.deliveries(("dead",)) == []
+    assert [row["kind"] for row in ledger.views.deliveries(("pending",))] == ["sc"]
+    assert [row["state"] for row in ledger.views.study("1.2.1")] == ["done", "running"]
