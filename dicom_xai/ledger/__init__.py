@@ -1,18 +1,19 @@
 """The facts, durable: what came in, what is to be done, what was made, who has it.
 
 Everything else can be killed at any instant. The verbs are grouped by who speaks:
-`arrivals` (receiver), `jobs` (worker), `deliveries` (sender), `commitments` (receiver and sender),
-`upkeep` (nobody's turn), `admin` and `views` (people).
+`arrivals` (receiver), `jobs` (worker), `deliveries` (sender), `commitments` (promises to us) and
+`reports` (ours to others), `upkeep` (nobody's turn), `admin` and `views` (people).
 """
 
 from __future__ import annotations
 
 from dicom_xai.ledger.admin import Admin
 from dicom_xai.ledger.arrivals import Arrivals, Recorded, Wanted
-from dicom_xai.ledger.commitments import Asking, Commitments, Owed, Reconciled
+from dicom_xai.ledger.commitments import Asking, Commitments, Reconciled
 from dicom_xai.ledger.deliveries import Deliveries, Outgoing, Triaged
 from dicom_xai.ledger.engine import Bell, Bells, Database
 from dicom_xai.ledger.jobs import Jobs
+from dicom_xai.ledger.reports import Owed, Reports
 from dicom_xai.ledger.schema import Disposition
 from dicom_xai.ledger.upkeep import ORPHAN_AGE_S, Expired, Overdue, Upkeep
 from dicom_xai.ledger.views import Views
@@ -34,6 +35,7 @@ __all__ = [
     "Owed",
     "Reconciled",
     "Recorded",
+    "Reports",
     "Triaged",
     "Upkeep",
     "Views",
@@ -64,6 +66,7 @@ class Ledger:
         self.jobs = Jobs(self._database)
         self.deliveries = Deliveries(self._database)
         self.commitments = Commitments(self._database)
+        self.reports = Reports(self._database)
         self.upkeep = Upkeep(self._database)
         self.admin = Admin(self._database)
         self.views = Views(self._database)

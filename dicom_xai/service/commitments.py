@@ -273,11 +273,11 @@ class Debtor(_Loop):
                 self._reporter.hang_up()
 
     def _step(self) -> bool:
-        commitments = self._context.ledger.commitments
-        at = commitments.next_report_at(self._ae_title)
+        reports = self._context.ledger.reports
+        at = reports.next_at(self._ae_title)
         if at is None or at > self._context.ledger.now():
             return False
-        owed = commitments.claim_report(REPORT_LEASE_S, ae_title=self._ae_title)
+        owed = reports.claim(REPORT_LEASE_S, ae_title=self._ae_title)
         if owed is None:
             return False
         try:
@@ -285,7 +285,7 @@ class Debtor(_Loop):
         except DestinationUnavailableError as error:
             self._put_back(owed, str(error))
         else:
-            commitments.reported(owed)
+            reports.reported(owed)
             note_reported(self._context, owed)
         return True
 
@@ -313,13 +313,13 @@ class Debtor(_Loop):
                 self._reporter = None
 
     def _put_back(self, owed: Owed, reason: str) -> None:
-        commitments = self._context.ledger.commitments
+        reports = self._context.ledger.reports
         if owed.attempts >= REPORTS_AT_MOST:
-            commitments.drop_report(owed, reason)
+            reports.give_up(owed, reason)
             note_dropped(self._context, self._ae_title, reason)
             return
         pause_s = delay_s(owed.attempts, self._rng)
-        commitments.report_later(owed, pause_s, reason)
+        reports.retry_later(owed, pause_s, reason)
         self._context.metrics.commitment_reports.labels("retried").inc()
         self._context.log.warning(
             Event.COMMITMENT_REPORT_RETRIED,
@@ -330,7 +330,7 @@ class Debtor(_Loop):
         )
 
     def _pause_s(self) -> float:
-        return self._until(self._context.ledger.commitments.next_report_at(self._ae_title))
+        return self._until(self._context.ledger.reports.next_at(self._ae_title))
 
     def _close(self) -> None:
         """Nothing is held between two reports."""
@@ -357,5 +357,5 @@ def note_dropped(context: Context, ae_title: str, reason: str) -> None:
 def drop_unaddressed(context: Context, ae_titles: Collection[str]) -> None:
     """Give up the reports to AE titles without an address, once their association is over."""
     reason = "its association is over, and receive.commitment has no address for it"
-    for ae_title in context.ledger.commitments.drop_reports_but_to(ae_titles, reason):
+    for ae_title in context.ledger.reports.give_up_but_to(ae_titles, reason):
         note_dropped(context, ae_title, reason)

@@ -265,7 +265,7 @@ class Receiver:
         config = self._policy.config.service.receive
         has_address = sender.calling_ae_title in config.commitment
         hold_s = REPORT_HOLD_S if has_address else config.network_timeout_s
-        number = self._context.ledger.commitments.owe(
+        number = self._context.ledger.reports.owe(
             request, sender.calling_ae_title, sender.called_ae_title, hold_s
         )
         self._context.metrics.commitment_reports.labels("asked").inc()
@@ -278,7 +278,7 @@ class Receiver:
 
     def report(self, number: int) -> CommitmentReport | None:
         """What to report on the association of the request; None where the sender is at it."""
-        owed = self._context.ledger.commitments.claim_report(REPORT_LEASE_S, report_id=number)
+        owed = self._context.ledger.reports.claim(REPORT_LEASE_S, report_id=number)
         if owed is None:
             return None
         with self._lock:
@@ -289,17 +289,17 @@ class Receiver:
         """The peer took the report, refused it, or went without a word."""
         with self._lock:
             owed = self._reporting.pop(number)
-        commitments = self._context.ledger.commitments
+        reports = self._context.ledger.reports
         if is_taken:
-            commitments.reported(owed)
+            reports.reported(owed)
             note_reported(self._context, owed)
         else:
-            commitments.report_later(owed, 0.0, "not taken on the association of the request")
+            reports.retry_later(owed, 0.0, "not taken on the association of the request")
             self._context.ledger.ring("sender")
 
     def unreported(self, numbers: list[int]) -> None:
         """The association is over: reports go by associations of ours."""
-        self._context.ledger.commitments.hand_over(numbers)
+        self._context.ledger.reports.hand_over(numbers)
         self._context.ledger.ring("sender")
 
     def take_report(self, report: CommitmentReport, sender: Sender) -> bool:

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
+from dicom_xai.commitment import CommitmentRequest
 from dicom_xai.ledger import Disposition, Ledger, Outgoing, Recorded, Wanted
 from dicom_xai.study import (
     Candidate,
@@ -16,6 +17,7 @@ from dicom_xai.study import (
     Per,
     Priority,
     Purpose,
+    Reference,
     Result,
     Sender,
     Unit,
@@ -25,6 +27,7 @@ SENDER = Sender("PACS", "DICOM_XAI", "127.0.0.1", 0, "DICOM_XAI")
 #: A claim or a transfer with this lease has lost it already: no test waits for a clock.
 OVER = -1.0
 LEASE_S = 60.0
+CT = "1.2.840.10008.5.1.4.1.1.2"
 
 
 def url_in(folder: Path) -> str:
@@ -37,7 +40,7 @@ def an_instance(number: int = 1, *, series: int = 1, study: int = 1, content: st
     sha256 = hashlib.sha256(f"{uid} {content}".encode()).hexdigest()
     return Instance(
         sop_instance_uid=uid,
-        sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
+        sop_class_uid=CT,
         series_instance_uid=f"1.2.{study}.{series}",
         study_instance_uid=f"1.2.{study}",
         transfer_syntax_uid="1.2.840.10008.1.2.1",
@@ -146,6 +149,14 @@ def outgoing(ledger: Ledger, destination: str = "pacs", lease_s: float = LEASE_S
     item = ledger.deliveries.claim(destination, lease_s)
     assert item is not None
     return item
+
+
+def a_request(ledger: Ledger, *uids: str, hold_s: float = 0.0) -> int:
+    """MODALITY asks for storage commitment; gives the number of the report that is owed."""
+    references = tuple(Reference(CT, uid) for uid in uids or (an_instance().sop_instance_uid,))
+    return ledger.reports.owe(
+        CommitmentRequest("2.25.1", references), "MODALITY", "DICOM_XAI", hold_s
+    )
 
 
 def rows(folder: Path, query: str, *values: object) -> list[tuple[object, ...]]:

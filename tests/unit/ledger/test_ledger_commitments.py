@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dicom_xai.commitment import CommitmentReport, CommitmentRequest, Failure
-from dicom_xai.ledger import Asking, Disposition, Ledger, Reconciled, Recorded
+from dicom_xai.commitment import CommitmentReport, Failure
+from dicom_xai.ledger import Asking, Ledger, Reconciled
 from dicom_xai.ledger.commitments import RESENDS_AT_MOST
 from dicom_xai.study import ObjectKind, Reference
 from tests.make.ledger import (
-    LEASE_S,
-    OVER,
+    CT,
     a_job,
     a_result,
-    an_instance,
     change,
     outgoing,
-    receive,
     rows,
     url_in,
 )
 
 pytestmark = pytest.mark.promise("P4")
-CT = "1.2.840.10008.5.1.4.1.1.2"
 
 
 def sent(ledger: Ledger, *, count: int = 2, number: int = 1) -> None:
@@ -64,9 +59,6 @@ def reported(
 
 def states(folder: Path) -> list[tuple[object, ...]]:
     return rows(folder, "SELECT state, commitment FROM delivery ORDER BY id")
-
-
-# ------------------------------------------------------------------ we ask
 
 
 def test_a_unit_is_asked_about_in_one_transaction_when_all_of_it_is_sent(
@@ -278,114 +270,3 @@ def test_a_destination_that_need_not_commit_any_more_keeps_no_bytes(
     assert ledger.commitments.release("archive") == 0
     assert ledger.commitments.release("pacs") == 2
     assert states(tmp_path) == [("sent", "none")] * 2
-
-
-# ------------------------------------------------------------------ we are asked
-
-
-def a_request(ledger: Ledger, *uids: str, hold_s: float = 0.0, transaction: str = "2.25.1") -> int:
-    references = tuple(Reference(CT, uid) for uid in uids or ("1.2.1.1.1",))
-    return ledger.commitments.owe(
-        CommitmentRequest(transaction, references), "MODALITY", "DICOM_XAI", hold_s
-    )
-
-
-def test_a_report_says_what_is_here_with_its_bytes(ledger: Ledger, tmp_path: Path) -> None:
-    for number in (1, 2, 3):
-        receive(ledger, an_instance(number), disposition=Disposition.UNROUTED)
-    change(tmp_path, "UPDATE instance SET spool_key = NULL WHERE sop_instance_uid = '1.2.1.1.2'")
-    change(tmp_path, "UPDATE instance SET sop_class_uid = '1.2' WHERE id = 3")
-    a_request(ledger, *(f"1.2.1.1.{number}" for number in (1, 2, 3, 4)))
-    owed = ledger.commitments.claim_report(LEASE_S, ae_title="MODALITY")
-    assert owed is not None
-    assert (owed.called_ae_title, owed.report.transaction_uid) == ("DICOM_XAI", "2.25.1")
-    assert owed.report.committed == (Reference(CT, "1.2.1.1.1"),)
-    assert [(each.reference.sop_instance_uid[-1], each.reason) for each in owed.report.failed] == [
-        ("2", 0x0112),
-        ("3", 0x0119),
-        ("4", 0x0112),
-    ]
-
-
-def test_what_was_deleted_and_came_again_is_here_and_promised(
-    ledger: Ledger, tmp_path: Path
-) -> None:
-    first = an_instance(1)
-    receive(ledger, first, disposition=Disposition.UNROUTED)
-    old = "'2020-01-01T00:00:00.000000+00:00'"
-    change(tmp_path, f"UPDATE instance SET received_utc = {old}")
-    assert ledger.upkeep.expire(1.0, 2.0).spool_keys == [first.spool_key]
-    again = replace(first, spool_key="f" * 32)
-    assert receive(ledger, again, disposition=Disposition.UNROUTED) is Recorded.RESTORED
-    a_request(ledger)
-    owed = ledger.commitments.claim_report(LEASE_S, ae_title="MODALITY")
-    assert owed is not None
-    assert owed.report.event_type == 1
-    assert ledger.upkeep.is_known_key(again.spool_key)
-    assert ledger.upkeep.expire(1.0, 2.0).spool_keys == []
-
-
-def test_content_that_was_quarantined_is_not_promised(ledger: Ledger) -> None:
-    receive(ledger, an_instance(1), disposition=Disposition.QUARANTINED)
-    a_request(ledger)
-    owed = ledger.commitments.claim_report(LEASE_S, ae_title="MODALITY")
-    assert owed is not None
-    assert owed.report.event_type == 2
-
-
-def test_a_report_is_the_receivers_first_and_then_the_senders(ledger: Ledger) -> None:
-    number = a_request(ledger, hold_s=60.0)
-    assert ledger.commitments.claim_report(LEASE_S, ae_title="MODALITY") is None
-    here = ledger.commitments.claim_report(LEASE_S, report_id=number)
-    assert here is not None
-    assert ledger.commitments.claim_report(LEASE_S, report_id=number) is None
-    ledger.commitments.report_later(here, 0.0, "the association ended")
-    there = ledger.commitments.claim_report(LEASE_S, ae_title="MODALITY")
-    assert there is not None
-    assert not ledger.commitments.reported(here)  # a stale claim
-    assert ledger.commitments.reported(there)
-    assert ledger.commitments.next_report_at("MODALITY") is None
-
-
-def test_a_report_of_an_association_that_ended_is_due_at_once(ledger: Ledger) -> None:
-    number = a_request(ledger, hold_s=60.0)
-    ledger.commitments.hand_over([number])
-    assert ledger.commitments.claim_report(LEASE_S, ae_title="MODALITY") is not None
-
-
-def test_a_report_whose_sender_died_is_sent_by_another(ledger: Ledger, tmp_path: Path) -> None:
-    a_request(ledger)
-    assert ledger.commitments.claim_report(OVER, ae_title="MODALITY") is not None
-    again = ledger.commitments.claim_report(LEASE_S, ae_title="MODALITY")
-    assert again is not None
-    assert again.attempts == 2
-    change(tmp_path, "UPDATE commitment_report SET owner = '1.1.nobody'")
-    assert ledger.upkeep.release_dead() == 1
-    assert ledger.commitments.claim_report(LEASE_S, ae_title="MODALITY") is not None
-
-
-def test_the_same_request_again_is_reported_again(ledger: Ledger, tmp_path: Path) -> None:
-    a_request(ledger)
-    owed = ledger.commitments.claim_report(LEASE_S, ae_title="MODALITY")
-    assert owed is not None
-    ledger.commitments.reported(owed)
-    a_request(ledger)
-    assert ledger.commitments.claim_report(LEASE_S, ae_title="MODALITY") is not None
-    assert rows(tmp_path, "SELECT count(*) FROM commitment_report") == [(1,)]
-
-
-def test_a_report_that_nobody_can_be_told_is_given_up(ledger: Ledger, tmp_path: Path) -> None:
-    a_request(ledger)
-    assert ledger.commitments.drop_reports_but_to(["MODALITY"], "no address") == []
-    assert ledger.commitments.drop_reports_but_to([], "no address") == ["MODALITY"]
-    assert rows(tmp_path, "SELECT state, reason FROM commitment_report") == [("dead", "no address")]
-
-
-def test_both_directions_are_shown(ledger: Ledger) -> None:
-    sent(ledger)
-    asked(ledger)
-    a_request(ledger)
-    assert [(row["asked"], row["peer"], row["state"]) for row in ledger.views.commitments()] == [
-        ("by us", "pacs", "asked"),
-        ("of us", "MODALITY", "owed"),
-    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dicom_xai.ledger import Ledger
-from tests.make.ledger import a_job, a_result, an_instance
+from tests.make.ledger import a_job, a_request, a_result, an_instance, outgoing
 
 
 def test_a_study_can_be_asked_for_by_any_of_its_uids(ledger: Ledger) -> None:
@@ -32,3 +32,15 @@ def test_views_list_the_newest_first_and_by_state(ledger: Ledger) -> None:
     assert ledger.views.deliveries(("dead",)) == []
     assert [row["kind"] for row in ledger.views.deliveries(("pending",))] == ["sc"]
     assert [row["state"] for row in ledger.views.study("1.2.1")] == ["done", "running"]
+
+
+def test_promises_are_shown_in_both_directions(ledger: Ledger) -> None:
+    job = a_job(ledger)
+    ledger.jobs.finish(job, [a_result(job)])
+    ledger.deliveries.sent(outgoing(ledger), 0, wants_commitment=True)
+    ledger.commitments.ask("pacs", lambda _: 60.0)
+    a_request(ledger)
+    assert [(row["asked"], row["peer"], row["state"]) for row in ledger.views.commitments()] == [
+        ("by us", "pacs", "asked"),
+        ("of us", "MODALITY", "owed"),
+    ]

@@ -214,7 +214,7 @@ def with_destination(config: Config, destination: Destination) -> Config:
 
 def owe(ledger: Ledger, *uids: str) -> None:
     request = CommitmentRequest("1.2.77", tuple(Reference(CT, uid) for uid in uids))
-    ledger.commitments.owe(request, "PACS", "DICOM_XAI", 0.0)
+    ledger.reports.owe(request, "PACS", "DICOM_XAI", 0.0)
 
 
 def test_a_peer_that_hung_up_is_told_on_an_association_of_ours(
