@@ -246,7 +246,7 @@ def send(
     calling: Annotated[str, typer.Option(help="Our AE title.")] = "DICOM_XAI",
 ) -> None:
     """Send DICOM files by C-STORE over one association, and show each answer."""
-    from dicom_xai.deliver.storage_scu import send_files
+    from dicom_xai.deliver.by_hand import send_files
     from dicom_xai.dimse import answer_of
 
     worst = 0

@@ -10,10 +10,8 @@ answer, and results must not wait for promises.
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -32,10 +30,11 @@ from dicom_xai.commitment import (
     read_report,
     written,
 )
-from dicom_xai.deliver.requestor import Connection, Timeouts, associate, drop, why_not
+from dicom_xai.deliver.line import Line
+from dicom_xai.deliver.requestor import Timeouts
 from dicom_xai.dimse import Status
-from dicom_xai.errors import CannotUnderstandError, DestinationUnavailableError
-from dicom_xai.tls import Credentials, Rotation
+from dicom_xai.errors import CannotUnderstandError
+from dicom_xai.tls import Rotation
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -46,50 +45,10 @@ if TYPE_CHECKING:
     from dicom_xai.config import Destination
 
 
-class _Line:
-    """An association for storage commitment alone, and how it ends.
+class _CommitmentLine(Line):
+    """An association for storage commitment alone."""
 
-    One thread at a time; only `hang_up` is for another one.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        destination: Destination,
-        timeouts: Timeouts | None,
-        rotated: Callable[[Rotation], None] | None,
-    ) -> None:
-        self._name = name
-        self._destination = destination
-        self._timeouts = timeouts or Timeouts()
-        files = destination.tls
-        self.credentials = None if files is None else Credentials(name, files, rotated)
-        self._association: Association | None = None
-        self._socket: socket.socket | None = None
-        self._wire: Connection | None = None
-        self._is_hung_up = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether an association stands, as far as one can know without asking."""
-        return self._association is not None and bool(self._association.is_established)
-
-    def close(self) -> None:
-        """Release, or hang up where the peer does not answer; no-op when closed."""
-        if self.is_open:
-            assert self._association is not None
-            self._association.release()
-        self._drop()
-
-    def hang_up(self) -> None:
-        """Cut the connection under another thread, which then ends; for good."""
-        self._is_hung_up = True
-        wire = self._wire
-        if wire is not None and wire.socket is not None:
-            with suppress(OSError):  # closed meanwhile
-                wire.socket.shutdown(socket.SHUT_RDWR)
-
-    def _open(
+    def _opened(
         self,
         roles: tuple[SCP_SCU_RoleSelectionNegotiation, ...] = (),
         handlers: tuple[EventHandlerType, ...] = (),
@@ -103,29 +62,8 @@ class _Line:
         """
         if self._association is not None and self.is_open:
             return self._association
-        self._drop()
-        if self._is_hung_up:
-            raise self._unavailable("was hung up on: the sender stops")
         contexts = [build_context(PUSH_MODEL, list(SYNTAXES))]
-        try:
-            association = associate(
-                self._destination,
-                self._timeouts,
-                contexts,
-                self.credentials,
-                self._note_wire,
-                roles,
-                handlers,
-            )
-        except OSError as error:
-            raise self._unavailable("has no address that can be found") from error
-        self._association = association
-        self._socket = association.dul.socket.socket
-        if not association.is_established:
-            reason = why_not(association, self._timeouts, has_tls=self.credentials is not None)
-            self._drop()
-            raise self._unavailable(f"{reason} (storage commitment)")
-        return association
+        return self._associate(contexts, roles, handlers, " (storage commitment)")
 
     def _check(self, answer: Dataset, what: str) -> None:
         """Raise DestinationUnavailableError unless a request was answered with success."""
@@ -136,23 +74,8 @@ class _Line:
         found = "nothing" if status is None else f"0x{status:04X}"
         raise self._unavailable(f"answered {found} to {what}")
 
-    def _note_wire(self, wire: Connection) -> None:
-        self._wire = wire
 
-    def _drop(self) -> None:
-        association, sock = self._association, self._socket
-        self._association = self._socket = None
-        if association is not None:
-            drop(association, sock)
-
-    def _unavailable(self, what: str) -> DestinationUnavailableError:
-        place = self._destination
-        return DestinationUnavailableError(
-            f"{self._name!r} ({place.ae_title} at {place.host}:{place.port}) {what}"
-        )
-
-
-class Asker(_Line):
+class Asker(_CommitmentLine):
     """Asks one destination to commit to what it was sent.
 
     Parameters
@@ -193,7 +116,7 @@ class Asker(_Line):
         DestinationUnavailableError
             It did not take it: ask again later.
         """
-        association = self._open(handlers=((evt.EVT_N_EVENT_REPORT, self._take_report),))
+        association = self._opened(handlers=((evt.EVT_N_EVENT_REPORT, self._take_report),))
         self._message_id = self._message_id % 0xFFFF + 1
         try:
             with association.dimse.awaited():
@@ -231,12 +154,13 @@ class Asker(_Line):
         return int(self._heard(report)), None
 
 
-class Reporter(_Line):
+class Reporter(_CommitmentLine):
     """Reports to somebody who asked us for storage commitment, on an association that we open.
 
     Parameters
     ----------
     name : str
+        Its AE title.
     destination : Destination
         Where it listens; `calling_ae_title` is the AE title of ours that it asked.
     timeouts : Timeouts
@@ -244,14 +168,7 @@ class Reporter(_Line):
         Told when the files of the destination's `tls` changed on disk.
     """
 
-    def __init__(
-        self,
-        name: str,
-        destination: Destination,
-        timeouts: Timeouts | None = None,
-        rotated: Callable[[Rotation], None] | None = None,
-    ) -> None:
-        super().__init__(name, destination, timeouts, rotated)
+    kind = "peer"
 
     def report(self, report: CommitmentReport) -> None:
         """Send one N-EVENT-REPORT; returns when the peer has taken it (PS3.4 J.3.3).
@@ -262,7 +179,7 @@ class Reporter(_Line):
             It did not take it: report again later.
         """
         # who reports is the service's SCP, though it opens the association (PS3.7 D.3.3.4)
-        association = self._open(roles=(build_role(PUSH_MODEL, scp_role=True),))
+        association = self._opened(roles=(build_role(PUSH_MODEL, scp_role=True),))
         try:
             with association.dimse.awaited():
                 answer, _ = association.send_n_event_report(

@@ -17,14 +17,11 @@ Rule: one thread at a time for each `StorageSCU`; only `hang_up` is for another 
 
 from __future__ import annotations
 
-import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydicom import uid
@@ -37,7 +34,8 @@ from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification
 
 from dicom_xai import uids
-from dicom_xai.deliver.requestor import Connection, Timeouts, associate, drop, why_not
+from dicom_xai.deliver.line import Line
+from dicom_xai.deliver.requestor import Timeouts
 from dicom_xai.dimse import (
     MAX_PDU_BYTES,
     Answer,
@@ -47,15 +45,12 @@ from dicom_xai.dimse import (
 )
 from dicom_xai.errors import (
     CannotUnderstandError,
-    DestinationUnavailableError,
     NotNowError,
 )
 from dicom_xai.study import Receipt
-from dicom_xai.tls import Credentials, Rotation
+from dicom_xai.tls import Rotation
 
 if TYPE_CHECKING:
-    from pynetdicom.association import Association
-
     from dicom_xai.config import Destination
 
 #: SOP class and transfer syntax, as one presentation context.
@@ -109,7 +104,7 @@ class _LostError(Exception):
     """The connection was closed before an answer came."""
 
 
-class StorageSCU:
+class StorageSCU(Line):
     """The sender's side of one destination.
 
     Parameters
@@ -141,25 +136,12 @@ class StorageSCU:
         clock: Callable[[], float] = time.monotonic,
         rotated: Callable[[Rotation], None] | None = None,
     ) -> None:
-        self.name = name
-        self._destination = destination
+        super().__init__(name, destination, timeouts, rotated)
         self._contexts = dict.fromkeys(contexts)
-        self._timeouts = timeouts or Timeouts()
         self._clock = clock
-        files = destination.tls
-        self.credentials = None if files is None else Credentials(name, files, rotated)
-        self._association: Association | None = None
-        self._socket: socket.socket | None = None
-        self._wire: Connection | None = None  #: of the newest association, from before it stands
-        self._accepted: dict[Context, int] = {}
+        self._accepted: dict[Context, int] = {}  #: of the newest association
         self._message_id = 0
         self._used_s = clock()
-        self._is_hung_up = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether an association stands, as far as one can know without asking."""
-        return self._association is not None and bool(self._association.is_established)
 
     def open(self) -> None:
         """Associate now, so that the first send need not; no-op when open.
@@ -171,8 +153,14 @@ class StorageSCU:
         """
         if self.is_open:
             return
-        self._drop()
-        self._associate()
+        contexts = [build_context(Verification, uid.ImplicitVRLittleEndian)]
+        contexts += [build_context(sop_class, syntax) for sop_class, syntax in self._contexts]
+        association = self._associate(contexts)
+        self._accepted = {
+            (str(cx.abstract_syntax), str(cx.transfer_syntax[0])): cx.context_id
+            for cx in association.accepted_contexts
+        }
+        self._used_s = self._clock()
 
     def send(self, file: bytes) -> Receipt:
         """Store one file at the destination.
@@ -251,26 +239,6 @@ class StorageSCU:
         self.close()
         return True
 
-    def close(self) -> None:
-        """Release, or hang up where the peer does not answer; no-op when closed."""
-        if self.is_open:
-            assert self._association is not None
-            self._association.release()
-        self._drop()
-
-    def hang_up(self) -> None:
-        """Cut the connection under a send of another thread, which then ends; for good."""
-        self._is_hung_up = True
-        wire = self._wire
-        if wire is not None and wire.socket is not None:
-            with suppress(OSError):  # closed meanwhile
-                wire.socket.shutdown(socket.SHUT_RDWR)
-
-    def _note_wire(self, wire: Connection) -> None:
-        self._wire = wire
-
-    # -------------------------------------------------------------- association
-
     def _propose(self, context: Context) -> None:
         """Make sure that the association in use, or the next one, was asked for this context."""
         if context in self._contexts:
@@ -279,43 +247,6 @@ class StorageSCU:
         if len(self._contexts) >= MAX_CONTEXTS:
             self._contexts.clear()
         self._contexts[context] = None
-
-    def _associate(self) -> None:
-        if self._is_hung_up:
-            raise self._unavailable("was hung up on: the sender stops")
-        contexts = [build_context(Verification, uid.ImplicitVRLittleEndian)]
-        contexts += [build_context(sop_class, syntax) for sop_class, syntax in self._contexts]
-        try:
-            association = associate(
-                self._destination, self._timeouts, contexts, self.credentials, self._note_wire
-            )
-        except OSError as error:  # the host's name has no address
-            raise self._unavailable("has no address that can be found") from error
-        self._association = association
-        self._socket = association.dul.socket.socket
-        if not association.is_established:
-            reason = why_not(association, self._timeouts, has_tls=self.credentials is not None)
-            self._drop()
-            raise self._unavailable(reason)
-        self._accepted = {
-            (str(cx.abstract_syntax), str(cx.transfer_syntax[0])): cx.context_id
-            for cx in association.accepted_contexts
-        }
-        self._used_s = self._clock()
-
-    def _drop(self) -> None:
-        association, sock = self._association, self._socket
-        self._association = self._socket = None
-        self._accepted = {}
-        if association is not None:
-            drop(association, sock)
-
-    def _unavailable(self, what: str) -> DestinationUnavailableError:
-        return DestinationUnavailableError(self._say(what))
-
-    def _say(self, what: str) -> str:
-        place = self._destination
-        return f"destination {self.name!r} ({place.ae_title} at {place.host}:{place.port}) {what}"
 
     # -------------------------------------------------------------- one object
 
@@ -455,55 +386,3 @@ def parse(file: bytes) -> StoredObject:
         found.append(value)
     sop_class_uid, sop_instance_uid, transfer_syntax_uid = found
     return StoredObject(sop_class_uid, sop_instance_uid, transfer_syntax_uid, stream.tell())
-
-
-# ------------------------------------------------------------------ files by hand
-
-
-@dataclass(frozen=True, slots=True)
-class SentFile:
-    """What became of one file: a receipt, or why there is none."""
-
-    path: Path
-    size_bytes: int
-    elapsed_s: float
-    receipt: Receipt | None
-    problem: str = ""
-
-
-def send_files(
-    paths: Sequence[Path], name: str, destination: Destination, timeouts: Timeouts | None = None
-) -> Iterator[SentFile]:
-    """Send DICOM files over one association, in order; one answer for each as it comes.
-
-    A file that is no DICOM file, or that the destination refuses, does not stop the others.
-
-    Raises
-    ------
-    DestinationUnavailableError
-        The destination cannot be reached or stopped answering; the rest is not sent.
-    """
-    contexts: dict[Context, None] = {}
-    for path in paths:
-        with suppress(OSError, CannotUnderstandError):
-            contexts[_context_of(path)] = None
-    scu = StorageSCU(name, destination, list(contexts)[:MAX_CONTEXTS], timeouts)
-    try:
-        for path in paths:
-            start = time.monotonic()
-            try:
-                file = path.read_bytes()
-                receipt = scu.send(file)
-            except OSError as error:
-                yield SentFile(path, 0, 0.0, None, error.strerror or str(error))
-            except CannotUnderstandError as error:
-                yield SentFile(path, len(file), 0.0, None, str(error))
-            else:
-                yield SentFile(path, len(file), time.monotonic() - start, receipt)
-    finally:
-        scu.close()
-
-
-def _context_of(path: Path) -> Context:
-    with path.open("rb") as stream:
-        return parse(stream.read(16_384)).context

@@ -20,7 +20,7 @@ from pydicom.uid import (
 
 from dicom_xai import errors
 from dicom_xai.config import Destination
-from dicom_xai.deliver.storage_scu import RESULT_CONTEXTS, StorageSCU, Timeouts, parse, send_files
+from dicom_xai.deliver.storage_scu import RESULT_CONTEXTS, StorageSCU, Timeouts, parse
 from dicom_xai.demo.pacs import StandInPACS
 from dicom_xai.dimse import Answer, answer_of
 from dicom_xai.errors import CannotUnderstandError, DestinationUnavailableError
@@ -344,23 +344,6 @@ def test_an_echo_that_nobody_answers_is_unavailable(behaviour: object) -> None:
         pytest.raises(DestinationUnavailableError),
     ):
         sending(port).echo()
-
-
-def test_files_go_over_one_association_and_a_bad_one_stops_nobody(tmp_path: Path) -> None:
-    door = Shelf()
-    good = [tmp_path / "1.dcm", tmp_path / "4.dcm"]
-    for path in good:
-        path.write_bytes(a_file())
-    (tmp_path / "2.txt").write_text("no image")
-    paths = [good[0], tmp_path / "2.txt", tmp_path / "3-missing.dcm", good[1]]
-    with listening(door) as scp:
-        sent = list(send_files(paths, "pacs", at(scp.ports[0]), SHORT))
-    assert [each.path for each in sent] == paths
-    assert [each.receipt.status if each.receipt else None for each in sent] == [0, None, None, 0]
-    assert "DICM" in sent[1].problem
-    assert "No such file" in sent[2].problem
-    assert sent[0].size_bytes == good[0].stat().st_size
-    assert door.transfers == 1
 
 
 def test_a_file_without_file_meta_is_refused() -> None:
