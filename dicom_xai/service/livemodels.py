@@ -1,0 +1,129 @@
+"""The models that a worker serves, over reloads: new ones of the config, old ones of live jobs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+from dicom_xai.config import Config, load
+from dicom_xai.errors import StudyError
+from dicom_xai.explain.served import ServedModel
+from dicom_xai.infer.session import Device, resolve_device
+from dicom_xai.service.modelfiles import ModelFiles, load_models
+from dicom_xai.service.role import Context
+from dicom_xai.service.warmup import warm_up
+from dicom_xai.study import Job
+from dicom_xai.telemetry import Event
+
+#: The model files are looked at so often.
+FILES_EVERY_S = 30.0
+
+
+class LiveModels:
+    """Every model that a job may name now, on one device.
+
+    Parameters
+    ----------
+    context : Context
+        Its config is the first one.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.config = context.config  #: the one whose models are loaded
+        self._context = context
+        self._device = Device("cpu")
+        self._models: Mapping[str, ServedModel] = {}  # by card digest
+        self._loading = threading.Lock()
+        self._files = ModelFiles()
+        self._files_seen_at = 0.0
+        self._told_of: set[str] = set()
+
+    def load(self, device: str) -> None:
+        """Load, test and warm up the config's models on a device, a word of `devices`.
+
+        Raises
+        ------
+        ConfigError
+            A model, an explainer's name or the device; nothing is half loaded.
+        """
+        self._device = resolve_device(device)
+        self._models = load_models(self.config, self._device)
+        for model in self._models.values():
+            for explainer in model.self_tests:
+                warm_up(model, explainer)
+        self._report()
+
+    def use(self, config: Config) -> None:
+        """Load what is new; keep old models while jobs still name them. Errors as `load`."""
+        with self._loading:
+            if config.digest == self.config.digest:
+                return
+            loaded = load_models(config, self._device)
+            live = self._context.ledger.jobs.live_model_digests()
+            kept = {digest: model for digest, model in self._models.items() if digest in live}
+            self._models = {**kept, **loaded}
+            self.config = config
+        self._report()
+
+    def get(self, digest: str) -> ServedModel | None:
+        """The model of a card, if it is loaded."""
+        return self._models.get(digest)
+
+    def of(self, job: Job) -> ServedModel:
+        """The model the job was made for; else, after a restart, the live one of the same name.
+
+        A receiver may have read a new config before we did: then it is read here and now.
+
+        Raises
+        ------
+        StudyError
+            There is neither.
+        ConfigError
+            The new config, or one of its models, cannot be used.
+        """
+        model = self.get(job.model_digest)
+        if model is None:
+            config, _ = load(self.config.path)
+            if config.digest != self.config.digest:
+                self.use(config)
+                model = self.get(job.model_digest)
+        if model is not None:
+            return model
+        card = self.config.cards.get(job.model)
+        model = self.get(card.digest) if card is not None else None
+        if model is None:
+            raise StudyError(f"model {job.model!r} is not loaded any more")
+        self._context.ledger.jobs.use_model(job, model.card.digest)
+        return model
+
+    def look_at_files(self) -> None:
+        """Tell of model files that are not what was loaded; looks every `FILES_EVERY_S`."""
+        now = self._context.ledger.now()
+        if now - self._files_seen_at <= FILES_EVERY_S:
+            return
+        self._files_seen_at = now
+        cards = [model.card for model in self._models.values()]
+        for name, is_changed in self._files.changed(cards).items():
+            self._context.metrics.model_file_changed.labels(name).set(is_changed)
+            if is_changed and name not in self._told_of:
+                self._context.log.error(Event.MODEL_FILE_CHANGED, model=name)
+            (self._told_of.add if is_changed else self._told_of.discard)(name)
+
+    def _report(self) -> None:
+        metrics = self._context.metrics
+        for model in self._models.values():
+            card = model.card
+            metrics.device.labels(card.name, self._device.name, model.provider).set(1)
+            metrics.model_cost_seconds.labels(card.name).set(
+                max(model.costs.seconds(name, 1) for name in model.costs.runs_s)
+            )
+            for explainer, test in model.self_tests.items():
+                self._context.log.info(
+                    Event.MODEL_LOADED,
+                    model=card.name,
+                    version=card.version,
+                    device=self._device.name,
+                    explainer=explainer,
+                    layer=model.graph(explainer).layer,
+                    backward=dict(test.backward_nodes),
+                )
