@@ -20,8 +20,9 @@ from dicom_xai.receive import completion
 from dicom_xai.receive.storage_scp import Arrival, StorageSCP, TransferEnd
 from dicom_xai.route.plan import plan_instance, unit_of
 from dicom_xai.service.audited import SECURITY_REASONS, Tally, node_of, note_received
-from dicom_xai.service.commitments import REPORT_LEASE_S, note_reported, take_report
+from dicom_xai.service.commitments import take_report
 from dicom_xai.service.pressure import Pressure, limits_of
+from dicom_xai.service.reports import REPORT_LEASE_S, note_reported
 from dicom_xai.service.role import Context, report_rotation, watch_certificate
 from dicom_xai.spool import Draft
 from dicom_xai.stages import Stage

@@ -16,7 +16,8 @@ from dicom_xai.audit import Recorder
 from dicom_xai.commitment import CommitmentReport, CommitmentRequest, Failure
 from dicom_xai.config import Config, Destination, Requester, load
 from dicom_xai.ledger import Disposition, Ledger
-from dicom_xai.service.commitments import Committer, Debtor, drop_unaddressed, take_report
+from dicom_xai.service.commitments import Committer, take_report
+from dicom_xai.service.reports import Debtor, drop_unaddressed
 from dicom_xai.service.role import Context
 from dicom_xai.service.sender import Sender
 from dicom_xai.spool import Spool
