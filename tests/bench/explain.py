@@ -10,8 +10,9 @@ import torch
 from rich.table import Table
 
 from dicom_xai import autodiff
+from dicom_xai.demo.card import export
 from dicom_xai.demo.networks import SmallResNet
-from dicom_xai.demo.train import TASKS, Task, export
+from dicom_xai.demo.tasks import TASKS, Task
 from dicom_xai.infer.session import Device, Session
 from tests.bench.timing import interleaved
 

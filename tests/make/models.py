@@ -17,7 +17,8 @@ import torch
 from onnx import helper
 
 from dicom_xai.config import Grid, InputKind, ModelInput, Windowing, WindowSource
-from dicom_xai.demo.train import TASKS, Task, export
+from dicom_xai.demo.card import export
+from dicom_xai.demo.tasks import TASKS, Task
 
 #: Lower than any score and any map value of these models; higher than any of their scores.
 _ALWAYS, _NEVER = 1e-9, 0.99999

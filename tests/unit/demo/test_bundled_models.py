@@ -17,8 +17,9 @@ from dicom_xai.decode.geometry import attach, stack
 from dicom_xai.decode.normalize import model_inputs
 from dicom_xai.decode.pixels import decode
 from dicom_xai.decode.planes import planes_of
+from dicom_xai.demo.measure import area_under_curve
 from dicom_xai.demo.phantom import HAEMORRHAGE, Phantom, chest, head_ct, to_bytes
-from dicom_xai.demo.train import TASKS, area_under_curve
+from dicom_xai.demo.tasks import TASKS
 from dicom_xai.infer.model import Model
 from dicom_xai.infer.session import Device
 from tests.make.images import CPU, an_instance
