@@ -46,38 +46,33 @@ class LedgerCollector(Collector):
             yield GaugeMetricFamily("dicom_xai_ledger_up", up, value=0)
             return
         yield GaugeMetricFamily("dicom_xai_ledger_up", up, value=1)
-        depth = GaugeMetricFamily(
-            "dicom_xai_queue_depth_rows", "Rows waiting, by queue.", labels=["queue"]
+        yield _family(
+            "dicom_xai_queue_depth_rows", "Rows waiting, by queue.", "queue", state.depths
         )
-        for queue, count in state.depths.items():
-            depth.add_metric([queue], count)
-        yield depth
-        outbox = GaugeMetricFamily(
-            "dicom_xai_outbox_depth_objects", "Objects not yet delivered.", labels=["destination"]
+        yield _family(
+            "dicom_xai_outbox_depth_objects",
+            "Objects not yet delivered.",
+            "destination",
+            state.outbox_depths,
         )
-        for destination, count in state.outbox_depths.items():
-            outbox.add_metric([destination], count)
-        yield outbox
-        oldest = GaugeMetricFamily(
-            "dicom_xai_oldest_waiting_seconds", "Age of the oldest row, by queue.", labels=["queue"]
+        yield _family(
+            "dicom_xai_oldest_waiting_seconds",
+            "Age of the oldest row, by queue.",
+            "queue",
+            state.oldest_waiting_s,
         )
-        for queue, age_s in state.oldest_waiting_s.items():
-            oldest.add_metric([queue], age_s)
-        yield oldest
-        dead = GaugeMetricFamily(
-            "dicom_xai_dead_letters_objects", "Objects given up.", labels=["destination"]
+        yield _family(
+            "dicom_xai_dead_letters_objects",
+            "Objects given up.",
+            "destination",
+            state.dead_letters,
         )
-        for destination, count in state.dead_letters.items():
-            dead.add_metric([destination], count)
-        yield dead
-        uncommitted = GaugeMetricFamily(
+        yield _family(
             "dicom_xai_uncommitted_objects",
             "Objects sent that wait for storage commitment.",
-            labels=["destination"],
+            "destination",
+            state.uncommitted,
         )
-        for destination, count in state.uncommitted.items():
-            uncommitted.add_metric([destination], count)
-        yield uncommitted
         yield GaugeMetricFamily(
             "dicom_xai_quarantined_instances",
             "Instances kept apart: same UID, other content.",
@@ -86,6 +81,16 @@ class LedgerCollector(Collector):
         yield GaugeMetricFamily(
             "dicom_xai_spool_free_bytes", "Free bytes on the spool's disk.", value=state.free_bytes
         )
+
+
+def _family(
+    name: str, documentation: str, label: str, values: Mapping[str, float]
+) -> GaugeMetricFamily:
+    """One gauge with a series for each value of its label."""
+    family = GaugeMetricFamily(name, documentation, labels=[label])
+    for word, value in values.items():
+        family.add_metric([word], value)
+    return family
 
 
 class BuildCollector(Collector):

@@ -370,8 +370,13 @@ def stubborn(behaviour: Callable[[socket.socket], None]) -> Iterator[int]:
 
 def agree(connection: socket.socket, result: int = 0) -> None:
     """Answer an A-ASSOCIATE-RQ by accepting it, with this result for every context."""
+    connection.sendall(acceptance(next_pdu(connection), result))
+
+
+def acceptance(pdu: bytes, result: int) -> bytes:
+    """An A-ASSOCIATE-AC with this result for every context of a request (PS3.8 9.3.3)."""
     request = A_ASSOCIATE_RQ()
-    request.decode(next_pdu(connection))
+    request.decode(pdu)
     primitive = request.to_primitive()
     contexts = primitive.presentation_context_definition_list
     for context in contexts:
@@ -379,4 +384,4 @@ def agree(connection: socket.socket, result: int = 0) -> None:
         context.result = result
     primitive.presentation_context_definition_results_list = contexts
     primitive.result = 0
-    connection.sendall(A_ASSOCIATE_AC(primitive).encode())
+    return bytes(A_ASSOCIATE_AC(primitive).encode())

@@ -20,9 +20,9 @@ from pydicom import Dataset
 from pydicom.filereader import read_dataset
 from pynetdicom.dimse_messages import C_STORE_RSP
 from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ, P_DATA_TF
+from pynetdicom.pdu import P_DATA_TF
 
-from tests.make.associations import HOST, next_pdu
+from tests.make.associations import HOST, acceptance, next_pdu
 
 _ABORT = b"\x07\x00\x00\x00\x00\x04\x00\x00\x00\x00"  # PS3.8 9.3.8
 _REJECT = b"\x03\x00\x00\x00\x00\x04\x00\x02\x03\x01"  # transient, temporary congestion, 9.3.4
@@ -161,7 +161,7 @@ class ScriptedPeer:
         pdu = next_pdu(connection)
         if pdu[:1] != b"\x01":
             return False
-        accepted = _acceptance(pdu, 3 if lie is Lie.NO_CONTEXTS else 0)
+        accepted = acceptance(pdu, 3 if lie is Lie.NO_CONTEXTS else 0)
         if lie is Lie.NO_ANSWER:
             return self._hold(connection, stopping)
         if lie is Lie.HALF_ACCEPT:
@@ -293,20 +293,6 @@ def _break_off(connection: socket.socket, lie: Lie) -> None:
         connection.sendall(_ABORT)
     if lie is Lie.RESET_IN_OBJECT:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def _acceptance(pdu: bytes, result: int) -> bytes:
-    """An A-ASSOCIATE-AC with this result for every context (PS3.8 9.3.3)."""
-    request = A_ASSOCIATE_RQ()
-    request.decode(pdu)
-    primitive = request.to_primitive()
-    contexts = primitive.presentation_context_definition_list
-    for context in contexts:
-        context.transfer_syntax = context.transfer_syntax[:1]
-        context.result = result
-    primitive.presentation_context_definition_results_list = contexts
-    primitive.result = 0
-    return bytes(A_ASSOCIATE_AC(primitive).encode())
 
 
 def _values(pdu: bytes) -> list[tuple[int, int, bytes]]:

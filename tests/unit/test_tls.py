@@ -301,7 +301,9 @@ def test_one_thread_reads_while_another_writes(authority: Authority) -> None:
     assert got == [size]
 
 
-def test_a_peer_that_stops_reading_is_given_up_in_time(authority: Authority) -> None:
+@contextmanager
+def connected(authority: Authority) -> Iterator[tuple[ssl.SSLSocket, ssl.SSLSocket]]:
+    """Both ends of one connection after the handshake: the client's, the server's."""
     at_server = Credentials("door", listener(authority.sign("door"), authority)).context()
     at_client = Credentials("pacs", client(authority, authority.sign("us"))).context()
     near, far = socket.socketpair()
@@ -312,33 +314,28 @@ def test_a_peer_that_stops_reading_is_given_up_in_time(authority: Authority) -> 
     server.start()
     with at_client.wrap_socket(far, server_hostname="door") as wrapped:
         server.join(10)
-        wrapped.settimeout(0.2)
+        yield wrapped, kept[0]
+    kept[0].close()
+
+
+def test_a_peer_that_stops_reading_is_given_up_in_time(authority: Authority) -> None:
+    with connected(authority) as (ours, _):
+        ours.settimeout(0.2)
         started = time.monotonic()
         with pytest.raises(TimeoutError):
-            wrapped.sendall(bytes(50_000_000))
+            ours.sendall(bytes(50_000_000))
         with pytest.raises(TimeoutError):
-            wrapped.recv(1)
+            ours.recv(1)
         # two waits of 0.2 s; ten times that for a busy machine
         assert time.monotonic() - started < 4
-    kept[0].close()
 
 
 def test_nothing_is_written_in_the_clear_after_a_shutdown(authority: Authority) -> None:
-    at_server = Credentials("door", listener(authority.sign("door"), authority)).context()
-    at_client = Credentials("pacs", client(authority, authority.sign("us"))).context()
-    near, far = socket.socketpair()
-    kept: list[ssl.SSLSocket] = []
-    server = threading.Thread(
-        target=lambda: kept.append(at_server.wrap_socket(near, server_side=True))
-    )
-    server.start()
-    with at_client.wrap_socket(far, server_hostname="door") as wrapped:
-        server.join(10)
-        wrapped.shutdown(socket.SHUT_RD)  # writing is still possible beneath
+    with connected(authority) as (ours, theirs):
+        ours.shutdown(socket.SHUT_RD)  # writing is still possible beneath
         with suppress(OSError):
-            wrapped.send(b"in the clear")
-        raw = socket.socket(fileno=os.dup(kept[0].fileno()))
+            ours.send(b"in the clear")
+        raw = socket.socket(fileno=os.dup(theirs.fileno()))
         raw.settimeout(5)
         assert b"in the clear" not in raw.recv(1000)
         raw.close()
-    kept[0].close()
