@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
 from inspect import signature
 
 import onnx
@@ -216,7 +215,7 @@ def total(pending: dict[str, list[Tensor]], name: str) -> Tensor | None:
     """Everything that arrived at a tensor; stays there for whoever asks next."""
     if not pending.get(name):
         return None
-    pending[name] = [reduce(summed, pending[name])]
+    pending[name] = [summed(pending[name])]
     return pending[name][0]
 
 

@@ -81,13 +81,21 @@ class Tensor:
         return self._binary("Sub", other, self)
 
     def __mul__(self, other: Tensor | float) -> Tensor:
-        return self._binary("Mul", self, other)
+        inner, factor = self.graph.factors.get(self.name, (self, 1.0))
+        number = self._as_number(other)
+        if number is None:
+            return self._binary("Mul", inner, other)._times(factor)
+        return inner._times(factor * number)
 
     def __rmul__(self, other: float) -> Tensor:
         return self._binary("Mul", other, self)
 
     def __truediv__(self, other: Tensor | float) -> Tensor:
-        return self._binary("Div", self, other)
+        inner, factor = self.graph.factors.get(self.name, (self, 1.0))
+        number = self._as_number(other)
+        if not number:
+            return self._binary("Div", inner, other)._times(factor)
+        return inner._times(factor / number)
 
     def __rtruediv__(self, other: float) -> Tensor:
         return self._binary("Div", other, self)
@@ -121,6 +129,24 @@ class Tensor:
         )
         return self.graph.op(op_type, *operands)
 
+    def _as_number(self, other: Tensor | float) -> float | None:
+        """What every element is multiplied with, if it is one constant of float32 or float64."""
+        if self.dtype not in (TensorProto.FLOAT, TensorProto.DOUBLE):
+            return None
+        if not isinstance(other, Tensor):
+            return float(other)
+        is_one = math.prod(size or 0 for size in other.shape) == 1 and other.rank <= self.rank
+        value = other.value if is_one else None
+        return None if value is None else float(value.ravel()[0])
+
+    def _times(self, number: float) -> Tensor:
+        """The product with a number, which waits behind further factors and meets theirs there."""
+        if number == 1:
+            return self
+        found = self._binary("Mul", self, number)
+        self.graph.factors[found.name] = self, number
+        return found
+
     def masked(self, condition: Tensor) -> Tensor:
         """The same where the condition holds, else 0; a product, as Where is slow on the CPU."""
         return self * condition.cast(self.dtype)
@@ -142,7 +168,7 @@ class Tensor:
 
     def sum(self, axes: Sequence[int], *, keep: bool = True) -> Tensor:
         """Sum over `axes`."""
-        if not len(axes):
+        if self._is_flat(axes, keep):
             return self
         return self.graph.op("ReduceSum", self, self.graph.ints(axes), keepdims=int(keep))
 
@@ -154,7 +180,13 @@ class Tensor:
         """Maximum over `axes`."""
         return self._reduce("ReduceMax", axes, keep)
 
+    def _is_flat(self, axes: Sequence[int], keep: bool) -> bool:
+        """Whether there is nothing to reduce."""
+        return not len(axes) or (keep and all(self.shape[axis] == 1 for axis in axes))
+
     def _reduce(self, op_type: str, axes: Sequence[int], keep: bool) -> Tensor:
+        if self._is_flat(axes, keep):
+            return self
         if self.graph.facts.opset < 18:
             return self.graph.op(op_type, self, axes=list(axes), keepdims=int(keep))
         return self.graph.op(op_type, self, self.graph.ints(axes), keepdims=int(keep))
@@ -255,6 +287,8 @@ class Graph:
         The model's nodes for the walk: functions that are spelled out are one node.
     stretches : dict of str to Stretch
         Tensors that are known to be zero elsewhere, by name.
+    factors : dict of str to (Tensor, float)
+        Tensors that are another one times a number, by name.
     notes : list of str
         What rules have to say to a reader of the map.
     """
@@ -270,6 +304,7 @@ class Graph:
         self._written: dict[Any, tuple[Tensor, ...]] = {}
         self._makers: dict[str, onnx.NodeProto] = {}
         self.stretches: dict[str, Stretch] = {}
+        self.factors: dict[str, tuple[Tensor, float]] = {}
         self.notes: list[str] = []
         self._constants: dict[Any, Tensor] = {}
 
@@ -366,8 +401,16 @@ class Graph:
         return self.op("Where", condition, *chosen)
 
     def concat(self, parts: Sequence[Tensor], axis: int) -> Tensor:
-        """Parts joined along an axis."""
-        return parts[0] if len(parts) == 1 else self.op("Concat", *parts, axis=axis)
+        """Parts joined along an axis; the parts of what was joined along it before, at once."""
+        flat: list[Tensor] = []
+        for part in parts:
+            node = self.maker(part)
+            is_same = node is not None and node.op_type == "Concat"
+            if node is not None and is_same and attributes_of(node)["axis"] == axis:
+                flat.extend(map(self.tensor, node.input))
+            else:
+                flat.append(part)
+        return flat[0] if len(flat) == 1 else self.op("Concat", *flat, axis=axis)
 
     def split(self, whole: Tensor, sizes: Sequence[int], axis: int) -> tuple[Tensor, ...]:
         """A tensor cut along an axis into parts of the given sizes."""

@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
 
 from .call import Call
-from .emit import Stretch, Tensor
+from .emit import INT64_MAX, Stretch, Tensor
 from .positions import POINTWISE
 from .prepare import Shape
 from .rules.layout import place
@@ -72,12 +73,31 @@ def cut(x: Tensor, axis: int, stretch: Stretch) -> Tensor:
     return x.slice(axis, stretch.taken.start, stretch.taken.stop)
 
 
-def summed(one: Tensor, other: Tensor) -> Tensor:
-    """The sum of two cotangents; of the stretch alone where both are zero elsewhere."""
+def summed(cotangents: Sequence[Tensor]) -> Tensor:
+    """The sum of cotangents; what is zero in most places is added, or joined, only where it is not.
+
+    The parts of a tensor that was cut up (query, key and value of one product) come back so.
+    """
+
+    def start(item: Tensor) -> int:
+        stretch = item.graph.stretches.get(item.name)
+        return INT64_MAX if stretch is None else stretch.taken.start
+
+    return reduce(plus, sorted(cotangents, key=start))
+
+
+def plus(one: Tensor, other: Tensor) -> Tensor:
+    """The sum of two, the first starting no later than the second."""
     first, second = (item.graph.stretches.get(item.name) for item in (one, other))
-    if first is None or second is None or (first.axis, first.taken) != (second.axis, second.taken):
+    if first is None or second is None or first.axis != second.axis:
         return one + other
-    return place(first.inner + second.inner, first.axis, first.taken, one.size(first.axis))
+    axis, size = first.axis, one.size(first.axis)
+    if first.taken == second.taken:
+        return place(first.inner + second.inner, axis, first.taken, size)
+    if first.taken.stop == second.taken.start:
+        joined = one.graph.concat([first.inner, second.inner], axis)
+        return place(joined, axis, range(first.taken.start, second.taken.stop), size)
+    return one + other
 
 
 def pointwise(call: Call, axis: int) -> Cuts:

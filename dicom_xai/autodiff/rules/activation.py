@@ -104,9 +104,9 @@ def gelu(n: Call, g: Tensor) -> Cotangents:
     """
     x, op = n.input(), n.graph.op
     if n.attribute("approximate", "none") == "none":
-        below = (op("Erf", x * math.sqrt(0.5)) + 1) * 0.5
-        density = op("Exp", x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
-        return g * (below + x * density)
+        z = x * math.sqrt(0.5)
+        slope = z / op("Exp", z * z) * (1 / math.sqrt(math.pi))
+        return g * ((op("Erf", z) + 1) * 0.5 + slope)
     c = math.sqrt(2 / math.pi)
     t = op("Tanh", (x + x * x * x * 0.044715) * c)
     return g * ((t + 1) * 0.5 + x * 0.5 * (1 - t * t) * (x * x * (3 * 0.044715) + 1) * c)

@@ -78,7 +78,7 @@ def absolute(n: Call, g: Tensor) -> Cotangents:
 def erf(n: Call, g: Tensor) -> Cotangents:
     """d erf(x) = 2/sqrt(pi) exp(-x^2) dx."""
     x = n.input()
-    return g * n.graph.op("Exp", -x * x) * (2 / math.sqrt(math.pi))
+    return g / n.graph.op("Exp", x * x) * (2 / math.sqrt(math.pi))
 
 
 def sin(n: Call, g: Tensor) -> Cotangents:

@@ -6,6 +6,7 @@ The derivative with respect to the data is the transposed map, which needs the w
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,13 @@ import numpy as np
 from ..call import Call, Cotangents, Rules
 from ..emit import INT64_MIN, Graph, Tensor, attributes_of
 from .window import Window, crop, transposed_window_of, window_of
+
+BLOCK = 16
+"""Channels that a convolution of ONNX Runtime works out at once, needed or not: at an image of one
+channel all but one would be thrown away."""
+
+MADE_BY_WEIGHTS = ("Conv", "ConvTranspose", "MatMul")
+"""What the derivatives of layers with weights are, their second input the weights."""
 
 
 def matmul(n: Call, g: Tensor) -> Cotangents:
@@ -64,15 +72,23 @@ def einsum(n: Call, g: Tensor) -> Cotangents:
         others = [(item, n.input(i)) for i, item in enumerate(terms) if i != index]
         seen = set(result).union(*(item for item, _ in others))
         kept = "".join(item for item in term if item in seen)
-        found = n.graph.op(
-            "Einsum",
-            g,
-            *(tensor for _, tensor in others),
-            equation=",".join([result, *(item for item, _ in others)]) + "->" + kept,
-        )
+        found = contracted([(result, g), *others], kept)
         missing = [axis for axis, item in enumerate(term) if item not in seen]
         grads.append(found.unsqueeze(*missing) if missing else found)
     return grads
+
+
+def contracted(operands: Sequence[tuple[str, Tensor]], kept: str) -> Tensor:
+    """An Einsum, of two (batches of) matrices as MatMul, which need not copy what it reads."""
+    terms, tensors = [term for term, _ in operands], [tensor for _, tensor in operands]
+    if len(terms) == 2 and all(t[:-2] == kept[:-2] and len(t) == len(kept) for t in terms):
+        (left, a), (right, b) = sorted(operands, key=lambda item: kept[-2] not in item[0])
+        if set(left[-2:]) ^ set(right[-2:]) == set(kept[-2:]):
+            a = a if left[-2] == kept[-2] else swap(a)
+            b = b if right[-1] == kept[-1] else swap(b)
+            if a.graph.agrees(a, -1, b, -2):
+                return a @ b
+    return tensors[0].graph.op("Einsum", *tensors, equation=",".join(terms) + "->" + kept)
 
 
 def spelled_out(n: Call) -> tuple[list[str], str]:
@@ -98,7 +114,8 @@ def conv(n: Call, g: Tensor) -> Cotangents:
     """The transposed convolution of g with the same weights."""
     x, w, group = n.input(0), n.input(1), n.attribute("group", 1)
     spec = window_of(n, [w.size(axis) for axis in range(2, w.rank)])
-    transpose = correlate if max(spec.strides) == 1 else transposed
+    is_wide = group > 1 or w.size(1) >= BLOCK
+    transpose = correlate if max(spec.strides) == 1 and is_wide else transposed
     return (
         transpose(n.graph, g, w, spec, group) if n.wanted[0] else None,
         weights_part(x, g, spec, group) if n.wanted[1] else None,
@@ -199,21 +216,27 @@ def transposed(graph: Graph, g: Tensor, w: Tensor, spec: Window, group: int = 1)
 
 
 def scaled(g: Tensor, factor: Tensor) -> Tensor:
-    """g times a factor per channel, ``(channels, 1, ...)``.
+    """g times a factor per channel, ``(channels, 1, ...)``, or per place of the last axis.
 
-    Where a convolution made g, masked since or not, its weights take the factor up: one pass over
-    the tensor less, and in a DenseNet there are as many as layers.
+    Where constant weights made g, masked since or not, they take the factor up: one pass over the
+    tensor less, and in a DenseNet there are as many as layers.
     """
     graph, node = g.graph, g.graph.maker(g)
-    if node is not None and node.op_type == "Conv":
-        w = graph.tensor(node.input[1])
-        if w.value is not None and factor.value is not None:
-            weights = w * factor.reshape(-1, *[1] * (w.rank - 1))
-            return graph.op("Conv", graph.tensor(node.input[0]), weights, **attributes_of(node))
+    if node is not None and node.op_type in MADE_BY_WEIGHTS and factor.value is not None:
+        a, w = (graph.tensor(name) for name in node.input)
+        attributes, share = attributes_of(node), None
+        if node.op_type == "MatMul":
+            share = factor if factor.rank == 1 else None
+        elif factor.shape[1:] == (1,) * (w.rank - 2):
+            is_turned = node.op_type == "ConvTranspose"
+            share = factor if is_turned else factor.reshape(-1, *[1] * (w.rank - 1))
+            share = None if is_turned and attributes["group"] > 1 else share
+        if w.value is not None and share is not None:
+            return graph.op(node.op_type, a, w * share, **attributes)
     if node is not None and node.op_type == "Mul":
         left, right = (graph.tensor(name) for name in node.input)
         inner = graph.maker(left)
-        if inner is not None and inner.op_type == "Conv":
+        if inner is not None and inner.op_type in MADE_BY_WEIGHTS:
             return scaled(left, factor) * right
     return g * factor
 

@@ -28,19 +28,20 @@ def per_channel(x: Tensor, rank: int) -> Tensor:
 def through_statistics(g: Tensor, x: Tensor, axes: list[int], epsilon: float) -> Tensor:
     """Cotangent of x where ``xh = (x - mean) / std`` got g.
 
-    (g - mean(g) - xh mean(g xh)) / std; Ioffe and Szegedy 2015, section 3, simplified.
+    (g - mean(g) - xh mean(g xh)) / std; Ioffe and Szegedy 2015, section 3, simplified. Written
+    without xh, which would be one more pass over x.
     """
     centred = x - x.mean(axes)
-    std = x.graph.op("Sqrt", (centred * centred).mean(axes) + epsilon)
-    xh = centred / std
-    return (g - g.mean(axes) - xh * (g * xh).mean(axes)) / std
+    variance = (centred * centred).mean(axes) + epsilon
+    along = (g * centred).mean(axes) / variance
+    return (g - g.mean(axes) - centred * along) / x.graph.op("Sqrt", variance)
 
 
 def layer_normalization(n: Call, g: Tensor) -> Cotangents:
     """Statistics over the axes from `axis` on."""
     x = n.input()
     axes = list(range(n.attribute("axis", -1) % x.rank, x.rank))
-    return through_statistics(g * n.input(1), x, axes, n.attribute("epsilon", 1e-5))
+    return through_statistics(scaled(g, n.input(1)), x, axes, n.attribute("epsilon", 1e-5))
 
 
 def instance_normalization(n: Call, g: Tensor) -> Cotangents:

@@ -262,8 +262,63 @@ def test_a_batch_norm_before_an_activation_costs_the_backward_no_pass_of_its_own
     masks = {node.output[0] for node in made if node.op_type == "HardSigmoid"}
     products = [node for node in made if node.op_type == "Mul"]
     assert len(masks) == len(relus)
-    # One product per mask; the last norm alone is not before a convolution.
-    assert [masks.isdisjoint(node.input) for node in products].count(True) == 1
+    # One product per mask; besides them the mean and the last norm, before no convolution.
+    assert [masks.isdisjoint(node.input) for node in products].count(True) == 2
+
+
+def added_kinds(plain: onnx.ModelProto) -> list[str]:
+    """The operators of all nodes that saliency adds."""
+    compiled = compile(plain, "saliency")
+    made = compiled.report.backward
+    return [node.op_type for node in compiled.model.graph.node if node.name in made]
+
+
+class Attending(torch.nn.Module):
+    """Attention as MONAI writes it, over the rows of an image; its Gelu in small nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joint = torch.nn.Linear(12, 36)
+        self.back = torch.nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        joint = self.joint(x.flatten(1, 2)).unflatten(2, (3, 2, 6))
+        q, k, v = joint.permute(2, 0, 3, 1, 4)
+        scores = torch.softmax(torch.einsum("blxd,blyd->blxy", q, k) * 6**-0.5, -1)
+        read = torch.einsum("bhxy,bhyd->bhxd", scores, v).transpose(1, 2).flatten(2)
+        return self.back(read * (0.5 * (1 + torch.erf(read / 2**0.5)))).mean(1)
+
+
+def test_attention_by_einsum_is_differentiated_in_few_and_light_nodes() -> None:
+    network, x = seeded(Attending()), image(2, 1, 8, 12)
+    plain = exported(network, x, "dynamo", 18)
+    kinds = added_kinds(plain)
+    # Products of matrices are MatMul, and query, key and value come back side by side at once.
+    assert "Einsum" not in kinds
+    assert kinds.count("Concat") == 1
+    # The numbers of attention's scale and of Gelu: one product for each.
+    compiled = compile(plain, "saliency", select=BySeed()).model
+    facts = Facts(compiled)
+    by_numbers = [
+        node
+        for node in compiled.graph.node[len(plain.graph.node) :]
+        if node.op_type in ("Mul", "Div") and facts.shape(node.input[1]) == ()
+    ]
+    assert len(by_numbers) == 3  # and the mean's
+    leaf = x.requires_grad_()
+    network(leaf)[:, 1].sum().backward()
+    seed = np.eye(3, dtype=np.float32)[[1, 1]]
+    found = run(compiled, image=x.detach(), seed=seed)["attribution"]
+    assert_close(found, leaf.grad.abs().numpy())
+
+
+def test_an_image_of_few_channels_is_reached_without_working_out_a_block_of_them() -> None:
+    kinds = added_kinds(exported(seeded(torch.nn.Sequential(
+        torch.nn.Conv2d(1, 16, 3, padding=1), torch.nn.Tanh(), torch.nn.Conv2d(16, 3, 8),
+        torch.nn.Flatten(),
+    )), image(2, 1, 8, 8)))  # fmt: skip
+    assert kinds.count("ConvTranspose") == 1
+    assert kinds.count("Conv") == 1
 
 
 @pytest.mark.parametrize("make", [ResNet, ViT])
