@@ -7,7 +7,8 @@ bits. Two things prevent that:
 - a function that exporters spell out in small nodes (Gelu, LayerNormalization) is differentiated as
   one *virtual* node, which reads nothing between its ends;
 - a sum that is about to be fused with what follows is worked out anew for the backward, with its
-  operands swapped: the same value, yet no common subexpression.
+  operands swapped: the same value, yet no common subexpression. A sum that becomes one Gemm with
+  the product before it may be read; there it is the product that no new node reads.
 
 The forward nodes themselves are never touched.
 """
@@ -19,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import onnx
-from onnx import helper
+from onnx import TensorProto, helper
 
 from .prepare import Facts
 
@@ -28,6 +29,9 @@ SWALLOWED = frozenset(
      "SkipLayerNormalization"}
 )  # fmt: skip
 """What ONNX Runtime fuses with an Add before it (BiasGelu, SkipLayerNormalization)."""
+
+GEMM_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+"""Element types for which it makes MatMul and Add one Gemm."""
 
 
 class Reader:
@@ -222,8 +226,28 @@ def swallowed(
     found: dict[str, onnx.NodeProto] = {}
     for node in reversed(nodes):
         last = reader.only_reader(node.output[0], "Add", *SWALLOWED)
-        if node.op_type == "Add" and last is not None:
+        if node.op_type == "Add" and last is not None and not becomes_gemm(reader, node):
             is_bias = last.output[0] in found and any(map(reader.is_constant, node.input))
             if last.op_type in SWALLOWED or is_bias:
                 found[node.output[0]] = node
     return found
+
+
+def becomes_gemm(reader: Reader, add: onnx.NodeProto) -> bool:
+    """Whether a runtime makes this sum and the product before it one Gemm, which it does first.
+
+    Of more than two axes ONNX Runtime makes two where it knows all sizes. The sum can then be read
+    without harm, and the product cannot.
+    """
+    facts = reader.facts
+    for name, other in (add.input, add.input[::-1]):
+        product = reader.maker(name, "MatMul")
+        if product is not None and reader.only_reader(name, "Add") is not None:
+            x, weights, bias = map(facts.shape, (*product.input, other))
+            if x is None or weights is None or bias is None or facts.dtype(name) not in GEMM_TYPES:
+                return False
+            is_vector = bias == weights[-1:]
+            return len(weights) == 2 and (
+                (len(x) == 2 and (is_vector or len(bias) == 2)) or (is_vector and None not in x)
+            )
+    return False

@@ -273,6 +273,32 @@ def added_kinds(plain: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in compiled.model.graph.node if node.name in made]
 
 
+class Wide(torch.nn.Module):
+    """A transformer's two layers, wide enough that Gemm rounds otherwise than MatMul and Add."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = torch.nn.Linear(8, 2048), torch.nn.Linear(2048, 8)
+        self.gelu, self.norm = torch.nn.GELU(), torch.nn.LayerNorm(8)
+        self.head = torch.nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1, 2)
+        return self.head(self.norm(x + self.out(self.gelu(self.into(x)))).mean(1))
+
+
+@pytest.mark.parametrize("is_free", [True, False])
+@pytest.mark.parametrize("export", [("torchscript", 13), ("dynamo", 18), ("dynamo", 20)])
+def test_the_prediction_keeps_its_bits_where_the_runtime_fuses_product_and_sum(
+    export: tuple[str, int], is_free: bool
+) -> None:
+    x = image(2, 1, 6, 8)
+    plain = exported(seeded(Wide()), x, *export, dynamic_batch=is_free)
+    compiled = compile(plain, "saliency").model
+    found = run(compiled, image=x, target=[0, 1])["scores"]
+    assert np.array_equal(found, run(plain, image=x)["scores"])
+
+
 class Attending(torch.nn.Module):
     """Attention as MONAI writes it, over the rows of an image; its Gelu in small nodes."""
 
