@@ -81,21 +81,19 @@ class Tensor:
         return self._binary("Sub", other, self)
 
     def __mul__(self, other: Tensor | float) -> Tensor:
-        inner, factor = self.graph.factors.get(self.name, (self, 1.0))
         number = self._as_number(other)
         if number is None:
-            return self._binary("Mul", inner, other)._times(factor)
-        return inner._times(factor * number)
+            return self._before_number("Mul", other)
+        return self._times(number)
 
     def __rmul__(self, other: float) -> Tensor:
         return self._binary("Mul", other, self)
 
     def __truediv__(self, other: Tensor | float) -> Tensor:
-        inner, factor = self.graph.factors.get(self.name, (self, 1.0))
         number = self._as_number(other)
         if not number:
-            return self._binary("Div", inner, other)._times(factor)
-        return inner._times(factor / number)
+            return self._before_number("Div", other)
+        return self._times(1 / number)
 
     def __rtruediv__(self, other: float) -> Tensor:
         return self._binary("Div", other, self)
@@ -140,12 +138,21 @@ class Tensor:
         return None if value is None else float(value.ravel()[0])
 
     def _times(self, number: float) -> Tensor:
-        """The product with a number, which waits behind further factors and meets theirs there."""
-        if number == 1:
-            return self
-        found = self._binary("Mul", self, number)
-        self.graph.factors[found.name] = self, number
+        """The product with a number and with the one that waits, as one."""
+        inner, waiting = self.graph.factors.get(self.name, (self, 1.0))
+        if number * waiting == 1:
+            return inner
+        found = self._binary("Mul", inner, number * waiting)
+        self.graph.factors[found.name] = inner, number * waiting
         return found
+
+    def _before_number(self, op_type: str, other: Tensor | float) -> Tensor:
+        """A product or quotient behind which a number waits on, if it is no larger for that."""
+        inner, waiting = self.graph.factors.get(self.name, (self, 1.0))
+        found, shapes = self._binary(op_type, inner, other), self.graph.facts.shapes
+        if waiting == 1 or shapes(found.name) != shapes(self.name):
+            return self._binary(op_type, self, other)
+        return found._times(waiting)
 
     def masked(self, condition: Tensor) -> Tensor:
         """The same where the condition holds, else 0; a product, as Where is slow on the CPU."""
