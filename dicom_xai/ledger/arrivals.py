@@ -11,9 +11,9 @@ from sqlalchemy import Connection, Row, Select, bindparam, func, insert, literal
 from dicom_xai.ledger import queueing
 from dicom_xai.ledger.engine import (
     Database,
+    Statement,
     earliest,
     insert_row,
-    inserted_id,
     note_event,
     utc_now,
 )
@@ -29,12 +29,13 @@ from dicom_xai.ledger.schema import (
 )
 from dicom_xai.study import Candidate, Instance, Per, Priority, Sender, Unit
 
-# What every arriving instance asks: made once, for making a statement takes longer than running it.
-_KNOWN = select(
-    instance.c.id, instance.c.sha256, instance.c.disposition, instance.c.spool_key
-).where(instance.c.sop_instance_uid == bindparam("uid"))
-_IS_RESULT = select(result.c.id).where(result.c.sop_instance_uid == bindparam("uid"))
-_LAST_GENERATION = (
+_KNOWN = Statement(
+    select(instance.c.id, instance.c.sha256, instance.c.disposition, instance.c.spool_key).where(
+        instance.c.sop_instance_uid == bindparam("uid")
+    )
+)
+_IS_RESULT = Statement(select(result.c.id).where(result.c.sop_instance_uid == bindparam("uid")))
+_LAST_GENERATION = Statement(
     select(candidate.c.id, candidate.c.generation, candidate.c.state, candidate.c.first_at)
     .where(
         candidate.c.unit_key == bindparam("wanted_unit"),
@@ -43,7 +44,7 @@ _LAST_GENERATION = (
     .order_by(candidate.c.generation.desc())
     .limit(1)
 )
-_KEEP_WAITING = (
+_KEEP_WAITING = Statement(
     update(candidate)
     .where(candidate.c.id == bindparam("candidate_id"))
     .values(
@@ -53,8 +54,11 @@ _KEEP_WAITING = (
         fire_at=bindparam("fire_at"),
     )
 )
-_INSERT_INSTANCE = insert(instance)
-_INSERT_MEMBER = insert(member)
+_INSERT_INSTANCE = Statement(
+    insert(instance),
+    [c.name for c in instance.c if c.name not in ("id", "duplicates")],
+)
+_INSERT_MEMBER = Statement(insert(member), ["candidate_id", "instance_id"])
 
 
 class Recorded(StrEnum):
@@ -196,22 +200,22 @@ class Arrivals:
 
         def run(connection: Connection) -> Recorded:
             uid = {"uid": arrival.sop_instance_uid}
-            known = connection.execute(_KNOWN, uid).all()
-            for row in known:
-                if row.sha256 == arrival.sha256:
+            known = _KNOWN.run(connection, uid).fetchall()
+            for row_id, sha256, known_as, spool_key in known:
+                if sha256 == arrival.sha256:
                     connection.execute(
                         update(instance)
-                        .where(instance.c.id == row.id)
+                        .where(instance.c.id == row_id)
                         .values(duplicates=instance.c.duplicates + 1)
                     )
-                    if row.disposition == Disposition.QUARANTINED:
+                    if known_as == Disposition.QUARANTINED:
                         return Recorded.CONFLICT
-                    if row.spool_key is not None:
+                    if spool_key is not None:
                         return Recorded.DUPLICATE
                     # Success promises that it is here again; what was made of it stays made
                     connection.execute(
                         update(instance)
-                        .where(instance.c.id == row.id)
+                        .where(instance.c.id == row_id)
                         .values(spool_key=arrival.spool_key, received_utc=utc_now())
                     )
                     return Recorded.RESTORED
@@ -221,7 +225,7 @@ class Arrivals:
                 )
                 note_event(connection, "instance-conflict", arrival.sop_instance_uid)
                 return Recorded.CONFLICT
-            is_ours = connection.execute(_IS_RESULT, uid).first() is not None
+            is_ours = _IS_RESULT.run(connection, uid).fetchone() is not None
             final = Disposition.OWN if is_ours else disposition
             instance_id = _insert_instance(connection, self._db, arrival, final, transfer_id, trace)
             if final is Disposition.ROUTED:
@@ -234,28 +238,27 @@ class Arrivals:
     def _join(self, connection: Connection, want: Wanted, instance_id: int) -> None:
         """Put an instance into its unit's candidate; open the next generation when it is late."""
         now = self._db.now()
-        last = connection.execute(
-            _LAST_GENERATION, {"wanted_unit": want.unit.key, "wanted_route": want.route}
-        ).first()
-        if last is None or last.state == CandidateState.READY:
-            candidate_id = _insert_candidate(
-                connection, want, 0 if last is None else last.generation + 1, now
-            )
+        last = _LAST_GENERATION.run(
+            connection, {"wanted_unit": want.unit.key, "wanted_route": want.route}
+        ).fetchone()
+        last_id, generation, state, last_first_at = last or (0, -1, CandidateState.READY, now)
+        if state == CandidateState.READY:
+            candidate_id = _insert_candidate(connection, want, generation + 1, now)
             if last is not None:
                 # an amendment is about the whole unit, not about the late instance alone
                 connection.execute(
                     insert(member).from_select(
                         ["candidate_id", "instance_id"],
                         select(literal(candidate_id), member.c.instance_id).where(
-                            member.c.candidate_id == last.id
+                            member.c.candidate_id == last_id
                         ),
                     )
                 )
         else:
-            candidate_id = int(last.id)
-            first_at = now if last.state == CandidateState.HELD else float(last.first_at)
-            connection.execute(
-                _KEEP_WAITING,
+            candidate_id = last_id
+            first_at = now if state == CandidateState.HELD else last_first_at
+            _KEEP_WAITING.run(
+                connection,
                 {
                     "candidate_id": candidate_id,
                     "first_at": first_at,
@@ -263,9 +266,7 @@ class Arrivals:
                     "fire_at": _fire_at(want, first_at, now),
                 },
             )
-        connection.execute(
-            _INSERT_MEMBER, {"candidate_id": candidate_id, "instance_id": instance_id}
-        )
+        _INSERT_MEMBER.run(connection, {"candidate_id": candidate_id, "instance_id": instance_id})
         if want.fires_at_once:
             waiting = _candidates(connection, candidate.c.id == candidate_id)
             if waiting:
@@ -400,7 +401,9 @@ def _insert_instance(
         "received_utc": utc_now(),
         "trace": trace,
     }
-    return inserted_id(connection.execute(_INSERT_INSTANCE, row), instance)
+    inserted = _INSERT_INSTANCE.run(connection, row).lastrowid
+    assert inserted is not None  # of an insert it is set (sqlite3.Cursor.lastrowid)
+    return inserted
 
 
 def _insert_candidate(connection: Connection, want: Wanted, generation: int, now: float) -> int:

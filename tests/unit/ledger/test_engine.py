@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, event, insert
 from sqlalchemy.exc import IntegrityError
 
 from dicom_xai.errors import ConfigError, InvariantError, LedgerBusyError
-from dicom_xai.ledger import Database, Disposition, Ledger
-from dicom_xai.ledger.engine import note_event, set_meta
+from dicom_xai.ledger import Database, Disposition, Ledger, schema
+from dicom_xai.ledger.engine import Statement, note_event, set_meta
 from tests.make.ledger import (
     LEASE_S,
     SENDER,
@@ -127,6 +127,21 @@ def test_a_piece_that_raises_leaves_nothing_of_itself(database: Database, tmp_pa
     _, bad, _ = in_one_group(database, noting("a"), halfway, noting("b"))
     assert isinstance(bad.exception(), ZeroDivisionError)
     assert subjects(tmp_path) == {"a", "b"}
+
+
+def test_a_statement_that_was_made_once_fails_alone_and_in_the_same_words(
+    database: Database, tmp_path: Path
+) -> None:
+    row = Statement(insert(schema.meta), ["key", "value"])
+
+    def twice(connection: Connection) -> None:
+        for _ in range(2):
+            row.run(connection, {"key": "same", "value": "x"})
+
+    good, bad, after = in_one_group(database, noting("a"), twice, noting("b"))
+    assert isinstance(bad.exception(), IntegrityError)
+    assert (good.result(), after.result()) == ("a", "b")
+    assert rows(tmp_path, "SELECT value FROM meta WHERE key = 'same'") == []
 
 
 @pytest.mark.promise("D1")
