@@ -14,6 +14,7 @@ until the process is replaced.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -31,6 +32,9 @@ _TEMP = re.compile(r"\.([0-9a-f]{32})\.([0-9a-f-]{36})\.(\d+-\d+)\.tmp")
 _SHARDS = [f"{i:02x}" for i in range(256)]
 #: A draft looks for room again whenever it has grown by so much.
 _CHECK_EVERY_BYTES = 16_000_000
+#: The disk begins to write a draft whenever it has grown by so much.
+_SETTLE_EVERY_BYTES = 1_000_000
+_SYNC_FILE_RANGE_WRITE = 2  # sync_file_range(2)
 
 
 class Spool:
@@ -204,6 +208,7 @@ class Draft:
         self._spool, self._key, self._temp, self._final = spool, key, temp, final
         self._is_kept = False
         self._checked_bytes = 0
+        self._settled_bytes = 0
         self.size_bytes = 0
         self._fd = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
 
@@ -223,6 +228,16 @@ class Draft:
             self.size_bytes += len(view)
             while view:
                 view = view[os.write(self._fd, view) :]
+        if self.size_bytes - self._settled_bytes >= _SETTLE_EVERY_BYTES:
+            self.settle()
+
+    def settle(self) -> None:
+        """Let the disk begin with what was written; `keep` then waits for that much less.
+
+        A hint: nothing is durable by it, and what fails is told by the sync of `keep`.
+        """
+        self._settled_bytes = self.size_bytes
+        _sync_file_range(self._fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
     @contextmanager
     def mapped(self, start: int) -> Iterator[memoryview]:
@@ -257,6 +272,11 @@ class Draft:
             with suppress(OSError):
                 self._temp.unlink(missing_ok=True)
                 self._final.unlink(missing_ok=True)
+
+
+# posix_fadvise starts writing too, but throws pages away that a worker reads next
+_sync_file_range = ctypes.CDLL(None).sync_file_range
+_sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 def _fsync_folder(folder: Path, fsync: Callable[[int], None] = os.fsync) -> None:

@@ -66,10 +66,17 @@ class Reporting:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a request is answered: a status, and why where it is no success."""
+    """What a request is answered: a status, and why where it is no success.
+
+    Attributes
+    ----------
+    then : callable, optional
+        Called once the answer is sent, or cannot be.
+    """
 
     status: Status
     comment: str = ""
+    then: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +325,11 @@ class Association(threading.Thread):
         else:
             return
         command_set = response(command, answer.status, answer.comment)
-        self._wire.send(in_pdus(command_set, fragment.context_id, self._max_pdu_bytes))
+        try:
+            self._wire.send(in_pdus(command_set, fragment.context_id, self._max_pdu_bytes))
+        finally:
+            if answer.then is not None:
+                answer.then()
 
     def _command_set(self, fragment: Fragment) -> bytes:
         context_id, parts, size = fragment.context_id, [], 0

@@ -124,8 +124,11 @@ class Door(Protocol):
         say, is no transfer.
         """
 
-    def accept(self, arrival: Arrival, transfer: int) -> None:
-        """Keep the draft and return when the object is durable; raise RefusedError when not."""
+    def accept(self, arrival: Arrival, transfer: int) -> Callable[[], None]:
+        """Keep the draft and return when the object is durable; raise RefusedError when not.
+
+        Gives what is to be called once the peer has its answer.
+        """
 
     def closed(self, transfer: int, how: TransferEnd) -> None:
         """No more objects will come; called once for each transfer, after its last `accept`."""
@@ -334,7 +337,7 @@ class StorageSCP:
             self._check(request, context)
             with self._door.draft() as draft:
                 arrival = self._receive(request, context, parts, sender, draft)
-                self._door.accept(arrival, self._transfer(association, sender))
+                then = self._door.accept(arrival, self._transfer(association, sender))
         except Ended:
             raise
         except RefusedError as error:
@@ -351,7 +354,7 @@ class StorageSCP:
             self._tell("failed", sender)
             log.error("object could not be handled: %s", trace_of(error))
             return Answer(Status.PROCESSING_FAILURE)
-        return Answer(Status.SUCCESS)
+        return Answer(Status.SUCCESS, then=then)
 
     def _check(self, request: Command, context: Context) -> None:
         """Refuse what no data set could mend."""
@@ -381,6 +384,7 @@ class StorageSCP:
         for part in parts:
             draft.write(part)
             digest.update(part)
+        draft.settle()
         received_s = time.monotonic()
         with self._plain(context.transfer_syntax, draft, start) as data_set:
             header = inspect(data_set, *names)

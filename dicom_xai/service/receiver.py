@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +47,8 @@ class _Policy:
 
     config: Config
     default_per: Mapping[str, Per]
+    route_jsons: Mapping[str, str]  #: by route
+    digests: Mapping[str, str]  #: by model
 
 
 class Receiver:
@@ -184,8 +186,10 @@ class Receiver:
             self._transfers[transfer] = sender, Tally()
         return transfer
 
-    def accept(self, arrival: Arrival, transfer: int) -> None:
+    def accept(self, arrival: Arrival, transfer: int) -> Callable[[], None]:
         """Store an instance and make it known; returns only when both are durable.
+
+        Gives what may wait until the peer has its answer.
 
         Raises
         ------
@@ -216,25 +220,38 @@ class Receiver:
                 f"SOP Instance {arrival.sop_instance_uid} is here with other content; the new "
                 "one is quarantined"
             )
+        elapsed_s = context.ledger.now() - started
+        outcome = disposition if recorded is Recorded.STORED else recorded
+        news = wanted if recorded is Recorded.STORED else []
+        return partial(self._tell_of, instance, transfer, outcome, elapsed_s, news)
+
+    def _tell_of(
+        self,
+        instance: Instance,
+        transfer: int,
+        outcome: Disposition | Recorded,
+        elapsed_s: float,
+        wanted: list[Wanted],
+    ) -> None:
+        """Wake who has to do with an instance that is stored, and count it."""
+        if wanted:
+            self._ring_for(wanted)
+        context = self._context
         with self._lock:
             _, tally = self._transfers[transfer]
-        tally.add(arrival.study_instance_uid, arrival.sop_class_uid, key)
-        outcome = disposition if recorded is Recorded.STORED else recorded
+        tally.add(instance.study_instance_uid, instance.sop_class_uid, instance.spool_key)
         context.metrics.instances_received.labels(outcome).inc()
         context.metrics.received_bytes.inc(instance.size_bytes)
         self._pressure.stored(instance.size_bytes)
-        elapsed_s = context.ledger.now() - started
         context.metrics.stage_seconds.labels(Stage.RECEIVE, "").observe(elapsed_s)
         context.log.info(
             Event.INSTANCE_STORED,
-            sop_instance_uid=arrival.sop_instance_uid,
-            study_instance_uid=arrival.study_instance_uid,
+            sop_instance_uid=instance.sop_instance_uid,
+            study_instance_uid=instance.study_instance_uid,
             outcome=outcome,
             size_bytes=instance.size_bytes,
             elapsed_s=round(elapsed_s, 4),
         )
-        if recorded is Recorded.STORED and wanted:
-            self._ring_for(wanted)
 
     def _ring_for(self, wanted: list[Wanted]) -> None:
         """Wake those who have something to do now; for most slices of a series, few have."""
@@ -439,6 +456,11 @@ def _policy(config: Config) -> _Policy:
     return _Policy(
         config=config,
         default_per={name: card.default_per for name, card in config.cards.items()},
+        route_jsons={
+            route.name: route.model_dump_json(by_alias=True, exclude_none=True)
+            for route in config.routes.routes
+        },
+        digests={name: card.digest for name, card in config.cards.items()},
     )
 
 
@@ -446,9 +468,9 @@ def _wanted(route: Route, policy: _Policy, uids: tuple[str, str, str]) -> Wanted
     return Wanted(
         unit=unit_of(route, policy.default_per, uids),
         route=route.name,
-        route_json=route.model_dump_json(by_alias=True, exclude_none=True),
+        route_json=policy.route_jsons[route.name],
         model=route.model,
-        model_digest=policy.config.cards[route.model].digest,
+        model_digest=policy.digests[route.model],
         fires_at_once=route.trigger is TriggerKind.INSTANCE,
         quiet_s=route.quiet_s if route.trigger is TriggerKind.QUIET else None,
         max_wait_s=route.max_wait_s,

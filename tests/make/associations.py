@@ -124,8 +124,8 @@ class Shelf:
             self.transfers += 1
             return self.transfers
 
-    def accept(self, arrival: Arrival, transfer: int) -> None:
-        """Keep it, or raise what was asked for."""
+    def accept(self, arrival: Arrival, transfer: int) -> Callable[[], None]:
+        """Keep it, or raise what was asked for; nothing is left to do."""
         if self.refusal is not None:
             raise self.refusal
         with arrival.draft.mapped(0) as view:
@@ -135,6 +135,7 @@ class Shelf:
             self.arrivals.append(arrival)
             self.data_sets.append(file[144 + meta_bytes :])
             self._changed.notify_all()
+        return lambda: None
 
     def closed(self, transfer: int, how: TransferEnd) -> None:
         """Note it."""

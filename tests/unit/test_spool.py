@@ -204,6 +204,28 @@ def test_data_name_and_folder_are_synced_in_this_order_before_put_returns(tmp_pa
     ]
 
 
+DRAFT = """
+import sys
+from pathlib import Path
+from dicom_xai.spool import Spool
+with Spool(Path(sys.argv[1])).draft() as draft:
+    for _ in range(3):
+        draft.write(bytes(1_000_000))
+    draft.settle()
+    draft.keep()
+"""
+
+
+@pytest.mark.peers("strace")
+def test_the_disk_begins_with_a_draft_before_it_is_whole(tmp_path: Path) -> None:
+    log = tmp_path / "trace"
+    watched = "trace=sync_file_range,rename"
+    command = ["strace", "-f", "-o", str(log), "-e", watched, sys.executable, "-c", DRAFT]
+    subprocess.run([*command, str(tmp_path / "spool")], check=True)
+    calls = re.findall(r"(sync_file_range|rename)\(.*\)\s+= 0", log.read_text("utf-8"))
+    assert calls == ["sync_file_range"] * 4 + ["rename"]
+
+
 @pytest.mark.peers("strace")
 def test_the_folders_of_a_new_spool_are_durable_too(tmp_path: Path) -> None:
     folder, log = tmp_path / "var/lib/spool", tmp_path / "trace"

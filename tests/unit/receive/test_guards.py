@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
@@ -207,9 +207,9 @@ def test_requests_sent_ahead_stay_on_the_wire() -> None:
     hold = threading.Event()
 
     class Slow(Shelf):
-        def accept(self, arrival: object, transfer: int) -> None:
+        def accept(self, arrival: object, transfer: int) -> Callable[[], None]:
             hold.wait(30)
-            super().accept(arrival, transfer)  # type: ignore[arg-type]
+            return super().accept(arrival, transfer)  # type: ignore[arg-type]
 
     door = Slow()
     ds = an_image(rows=512, columns=512)

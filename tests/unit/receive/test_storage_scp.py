@@ -10,6 +10,7 @@ import struct
 import threading
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 
 import pytest
@@ -89,6 +90,48 @@ def test_explicit_little_endian_is_chosen_whatever_the_peer_prefers() -> None:
     ):
         (context,) = assoc.accepted_contexts
         assert context.transfer_syntax == [ExplicitVRLittleEndian]
+
+
+def test_what_may_wait_is_done_once_the_peer_has_its_answer() -> None:
+    may_go_on, done = threading.Event(), threading.Event()
+
+    class Later(Shelf):
+        def accept(self, arrival: object, transfer: int) -> Callable[[], None]:
+            super().accept(arrival, transfer)  # type: ignore[arg-type]
+            return self.tell
+
+        def tell(self) -> None:
+            if may_go_on.wait(10):
+                done.set()
+
+    door = Later()
+    with listening(door) as scp, associated(scp.ports[0]) as assoc:
+        assert assoc.send_c_store(ready_to_send(an_image())).Status == 0x0000
+        assert not done.is_set()
+        may_go_on.set()
+    assert done.wait(10)
+
+
+def test_what_may_wait_is_done_for_a_peer_that_left_without_its_answer() -> None:
+    is_gone, done = threading.Event(), threading.Event()
+
+    class Later(Shelf):
+        def accept(self, arrival: object, transfer: int) -> Callable[[], None]:
+            assert is_gone.wait(10)
+            return done.set
+
+    ds = an_image()
+    door = Later()
+    with listening(door) as scp:
+        sock = negotiated(scp.ports[0])
+        sock.sendall(store_request(encoded(ds), ds.SOPClassUID, ds.SOPInstanceUID))
+        # lingers for no time: the answer meets a connection that was reset
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+        is_gone.set()
+        assert done.wait(10)
+        door.wait("ends")
+    assert door.ends == [(1, "aborted")]
 
 
 def test_all_objects_of_an_association_are_one_transfer_that_ends_released() -> None:
@@ -360,8 +403,9 @@ def test_stop_returns_whatever_peers_and_door_do() -> None:
     hold = threading.Event()
 
     class Stuck(Shelf):
-        def accept(self, arrival: object, transfer: int) -> None:
+        def accept(self, arrival: object, transfer: int) -> Callable[[], None]:
             hold.wait(30)
+            return hold.clear
 
     ds = an_image()
     request = store_request(encoded(ds), ds.SOPClassUID, ds.SOPInstanceUID)
