@@ -479,6 +479,10 @@ def _write(element: Element) -> bytes:
 # ------------------------------------------------------------------ our mark
 
 
+#: All that `is_ours` looks at.
+MARK_TAGS = frozenset((_tag("ManufacturerModelName"), _tag("ContributingEquipmentSequence")))
+
+
 def is_ours(header: Dataset) -> bool:
     """Whether an object is one of our results, or was made from one.
 

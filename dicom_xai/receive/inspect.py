@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Mapping
+from functools import cache, cached_property
 from io import BytesIO
+from typing import NamedTuple
 
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
@@ -40,11 +43,12 @@ _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _PIXEL_DATA = 0x7FE00010
 _PIXEL_GROUP = 0x7FE0
+STUDY_INSTANCE_UID, SERIES_INSTANCE_UID = 0x0020000D, 0x0020000E
 _UIDS = {
     "SOPClassUID": 0x00080016,
     "SOPInstanceUID": 0x00080018,
-    "StudyInstanceUID": 0x0020000D,
-    "SeriesInstanceUID": 0x0020000E,
+    "StudyInstanceUID": STUDY_INSTANCE_UID,
+    "SeriesInstanceUID": SERIES_INSTANCE_UID,
 }
 _SAMPLES_PER_PIXEL, _PHOTOMETRIC_INTERPRETATION = 0x00280002, 0x00280004
 _NUMBER_OF_FRAMES, _ROWS, _COLUMNS = 0x00280008, 0x00280010, 0x00280011
@@ -74,12 +78,62 @@ _SHORT_VRS = frozenset(
 ) | {b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
 
 
+class Header:
+    """What stands before the pixels: as it was encoded, and as a data set once somebody asks.
+
+    pydicom takes five times as long to read a header as the walk over it, and the slices of a
+    series differ in little that anybody asks about.
+
+    Parameters
+    ----------
+    elements : mapping of int to (bytes, int)
+        By tag, in ascending order: an element as encoded, and where in it the value starts.
+    is_implicit, is_little : bool
+        How they are encoded.
+    """
+
+    def __init__(
+        self, elements: Mapping[int, tuple[bytes, int]], is_implicit: bool, is_little: bool
+    ) -> None:
+        self._elements = elements
+        self._is_implicit = is_implicit
+        self.is_little = is_little
+
+    def element(self, tag: int) -> bytes:
+        """A whole element as encoded, tag and length with it; empty where it is absent."""
+        return self._elements.get(tag, (b"", 0))[0]
+
+    def value(self, tag: int) -> bytes:
+        """The received bytes of a value; empty where it is absent or of undefined length."""
+        encoded, start = self._elements.get(tag, (b"", 0))
+        return encoded[start:]
+
+    def text(self, tag: int) -> str:
+        """A value of ASCII without its padding."""
+        return self.value(tag).strip(b" \0").decode("ascii", "replace")
+
+    @cached_property
+    def data_set(self) -> Dataset:
+        """All of it.
+
+        Raises
+        ------
+        CannotUnderstandError
+            It is whole, and pydicom makes no sense of it.
+        """
+        encoded = b"".join([element for element, _ in self._elements.values()])
+        try:
+            return read_dataset(BytesIO(encoded), self._is_implicit, self.is_little)
+        except _UNREADABLE as error:
+            raise CannotUnderstandError("whole, but no reader makes sense of its header") from error
+
+
 def inspect(
     data_set: bytes | memoryview,
     transfer_syntax_uid: str,
     sop_class_uid: str,
     sop_instance_uid: str,
-) -> Dataset:
+) -> Header:
     """The header of a whole and consistent data set.
 
     Parameters
@@ -94,7 +148,7 @@ def inspect(
 
     Returns
     -------
-    Dataset
+    Header
         The elements before group 7FE0, but for values above `LONGEST_VALUE_BYTES`; the pixels stay
         where they are.
 
@@ -105,18 +159,22 @@ def inspect(
     DataSetMismatchError
         Command and data set name different objects; the peer gets 0xA900.
     """
-    syntax = UID(transfer_syntax_uid)
-    little, implicit = syntax.is_little_endian, syntax.is_implicit_VR
-    header_end, pixels, left_out = _walk(data_set, implicit, little, syntax.is_encapsulated)
-    encoded = _without(data_set, header_end, left_out)
-    try:
-        header = read_dataset(BytesIO(encoded), implicit, little)
-    except _UNREADABLE as error:
-        raise CannotUnderstandError("whole, but no reader makes sense of its header") from error
+    little, implicit, encapsulated = _form_of(transfer_syntax_uid)
+    walked = _walk(data_set, implicit, little, encapsulated)
+    header = Header(_copied(data_set, walked.places), implicit, little)
+    if walked.has_open_sequence:
+        header.data_set  # noqa: B018  # what is nested there, pydicom reads at once or not at all
     _check_uids(header, sop_class_uid, sop_instance_uid)
     if sop_class_uid in PIXEL_CLASSES:
-        _check_pixels(header, little, pixels, syntax.is_encapsulated)
+        _check_pixels(header, walked.pixels, encapsulated)
     return header
+
+
+@cache
+def _form_of(transfer_syntax_uid: str) -> tuple[bool, bool, bool]:
+    """Is it little endian, of implicit VR, with encapsulated pixels?"""
+    syntax = UID(transfer_syntax_uid)
+    return syntax.is_little_endian, syntax.is_implicit_VR, syntax.is_encapsulated
 
 
 def file_meta(
@@ -146,25 +204,34 @@ def _meta_element(element: int, vr: bytes, value: bytes) -> bytes:
     return struct.pack("<HH2sH", 2, element, vr, len(value)) + value
 
 
-def _without(data: bytes | memoryview, end: int, left_out: list[tuple[int, int]]) -> bytes:
-    """What stands before `end`, less some ranges."""
-    size = end - sum(stop - start for start, stop in left_out)
+class _Walked(NamedTuple):
+    """What a walk saw.
+
+    `places` is by tag where each element of the header starts, where its value does, and where it
+    ends; without those that are too long. `pixels` counts PixelData in bytes, or in fragments where
+    it is encapsulated; None where there is none.
+    """
+
+    places: dict[int, tuple[int, int, int]]
+    pixels: int | None
+    has_open_sequence: bool  #: of undefined length, in the header
+
+
+def _copied(
+    data: bytes | memoryview, places: Mapping[int, tuple[int, int, int]]
+) -> dict[int, tuple[bytes, int]]:
+    """The elements of the header by tag, each with where its value starts."""
+    size = sum(stop - start for start, _, stop in places.values())
     if size > MAX_HEADER_BYTES:
-        raise CannotUnderstandError(
-            f"the header has {size} bytes, at most {MAX_HEADER_BYTES} are read"
-        )
-    starts = [0, *(stop for _, stop in left_out)]
-    stops = [*(start for start, _ in left_out), end]
-    return b"".join([data[start:stop] for start, stop in zip(starts, stops, strict=True)])
+        raise _too_long(size)
+    return {
+        tag: (bytes(data[start:stop]), value - start)
+        for tag, (start, value, stop) in places.items()
+    }
 
 
-def _walk(
-    data: bytes | memoryview, implicit: bool, little: bool, encapsulated: bool
-) -> tuple[int, int | None, list[tuple[int, int]]]:
-    """Where the header ends, how much PixelData there is, and what of the header is too long.
-
-    PixelData is counted in bytes, or in fragments where it is encapsulated; None where there is
-    none. What is too long is given by where each such element starts and ends.
+def _walk(data: bytes | memoryview, implicit: bool, little: bool, encapsulated: bool) -> _Walked:
+    """Every element to the last byte.
 
     One pass without recursion. A container is ``(end, limit, is_sequence, implicit)``: its end
     where the length is defined, else None; and the nearest end that encloses it.
@@ -177,17 +244,16 @@ def _walk(
     stack: list[tuple[int | None, int, bool, bool]] = []
     end: int | None = size
     limit, is_sequence = size, False
-    position = elements = root_start = 0
-    header_end: int | None = None
+    position = elements = root = 0
+    is_header, has_open_sequence = True, False
     pixels: int | None = None
     seen: set[int] = set()
-    left_out: list[tuple[int, int]] = []
+    places: dict[int, tuple[int, int, int]] = {}
 
     while True:
         while position == end:
             if not stack:
-                header_end = size if header_end is None else header_end
-                return header_end, pixels, left_out
+                return _Walked(places, pixels, has_open_sequence)
             end, limit, is_sequence, implicit = stack.pop()
         start = position
         if limit - position < 8:
@@ -212,9 +278,11 @@ def _walk(
                 is_sequence = False
             elif tag == _SEQUENCE_END and end is None and length == 0:
                 end, limit, is_sequence, implicit = stack.pop()
-                is_long = position - root_start > LONGEST_VALUE_BYTES
-                if is_long and not stack and header_end is None:
-                    left_out.append((root_start, position))
+                if not stack and is_header:
+                    root_start = places[root][0]
+                    places[root] = (root_start, position, position)
+                    if position - root_start > LONGEST_VALUE_BYTES:
+                        del places[root]
             else:
                 raise CannotUnderstandError(
                     f"byte {start}: found {_name(tag)} where a sequence item was wanted"
@@ -254,15 +322,18 @@ def _walk(
                 raise CannotUnderstandError(
                     f"byte {start}: {_name(tag)} belongs to a command or a file, not to a data set"
                 )
-            if tag in seen or (header_end is not None and group < _PIXEL_GROUP):
+            if tag in seen or (not is_header and group < _PIXEL_GROUP):
                 raise CannotUnderstandError(
                     f"byte {start}: {_name(tag)} comes twice or after the pixels, "
                     "elements in ascending order were wanted"
                 )
             seen.add(tag)
-            root_start = start
-            if header_end is None and group >= _PIXEL_GROUP:
-                header_end = start
+            is_header = is_header and group < _PIXEL_GROUP
+            if is_header:
+                root = tag
+                places[tag] = (start, position, position + length)
+                if 8 * len(places) > MAX_HEADER_BYTES:  # the shortest element has 8 bytes
+                    raise _too_long(position)
             if tag in _BULK:
                 pixels = length
                 if encapsulated and (tag != _PIXEL_DATA or length != _UNDEFINED):
@@ -285,13 +356,14 @@ def _walk(
                     "transfer syntax does not allow"
                 )
             opens, new_end = True, None
+            has_open_sequence = has_open_sequence or (is_header and not stack)
         else:
             new_end = position + length
             if new_end > limit:
                 raise _not_whole(start, _name(tag), length, limit - position)
             opens = vr == b"SQ" or (not vr and length > 0 and _is_sequence(tag))
-            if length > LONGEST_VALUE_BYTES and not stack and header_end is None:
-                left_out.append((start, new_end))
+            if length > LONGEST_VALUE_BYTES and not stack and is_header:
+                del places[tag]
         if not opens:
             position += length
             continue
@@ -340,14 +412,20 @@ def _not_whole(position: int, what: str, wanted: int, found: int) -> CannotUnder
     )
 
 
+def _too_long(size: int) -> CannotUnderstandError:
+    return CannotUnderstandError(
+        f"the header has {size} bytes, at most {MAX_HEADER_BYTES} are read"
+    )
+
+
 def _name(tag: int) -> str:
     return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
 
 
-def _check_uids(header: Dataset, sop_class_uid: str, sop_instance_uid: str) -> None:
+def _check_uids(header: Header, sop_class_uid: str, sop_instance_uid: str) -> None:
     found: dict[str, str] = {}
     for keyword, tag in _UIDS.items():
-        value = _text(header, tag)
+        value = header.text(tag)
         if not uids.is_valid(value):
             raise CannotUnderstandError(
                 f"{keyword} is {'absent' if not value else 'no valid UID'}, "
@@ -363,7 +441,7 @@ def _check_uids(header: Dataset, sop_class_uid: str, sop_instance_uid: str) -> N
             )
 
 
-def _check_pixels(header: Dataset, little: bool, pixels: int | None, encapsulated: bool) -> None:
+def _check_pixels(header: Header, pixels: int | None, encapsulated: bool) -> None:
     """PixelData holds at least what the header promises (PS3.3 C.7.6.3, PS3.5 8.1 and A.4).
 
     More is let through: some senders pad. `pixels` counts bytes, or fragments: of those every
@@ -372,10 +450,10 @@ def _check_pixels(header: Dataset, little: bool, pixels: int | None, encapsulate
     if pixels is None:
         raise CannotUnderstandError("an image without PixelData: the data set is truncated")
     rows, columns, samples, bits = (
-        _unsigned_short(header, tag, little)
+        _unsigned_short(header, tag)
         for tag in (_ROWS, _COLUMNS, _SAMPLES_PER_PIXEL, _BITS_ALLOCATED)
     )
-    frames_text = _text(header, _NUMBER_OF_FRAMES) or "1"
+    frames_text = header.text(_NUMBER_OF_FRAMES) or "1"
     if not re.fullmatch(r"[0-9]{1,9}", frames_text):
         raise CannotUnderstandError("NumberOfFrames is no number (PS3.5 6.2, IS)")
     frames = int(frames_text)
@@ -385,7 +463,7 @@ def _check_pixels(header: Dataset, little: bool, pixels: int | None, encapsulate
                 f"PixelData has {pixels} fragments, at least {frames} are wanted for as many frames"
             )
         return
-    if _text(header, _PHOTOMETRIC_INTERPRETATION) in ("YBR_FULL_422", "YBR_PARTIAL_422"):
+    if header.text(_PHOTOMETRIC_INTERPRETATION) in ("YBR_FULL_422", "YBR_PARTIAL_422"):
         samples = min(samples, 2)
     wanted = (rows * columns * samples * frames * bits + 7) // 8
     if pixels < wanted:
@@ -395,25 +473,10 @@ def _check_pixels(header: Dataset, little: bool, pixels: int | None, encapsulate
         )
 
 
-def _value(header: Dataset, tag: int) -> bytes:
-    """The received bytes of an element, empty where it is absent.
-
-    Not pydicom's value: converting a dozen elements costs more than walking all of them.
-    """
-    if tag not in header:
-        return b""
-    value = header.get_item(tag).value
-    return value if isinstance(value, bytes) else b""
-
-
-def _text(header: Dataset, tag: int) -> str:
-    return _value(header, tag).strip(b" \0").decode("ascii", "replace")
-
-
-def _unsigned_short(header: Dataset, tag: int, little: bool) -> int:
-    value = _value(header, tag)
+def _unsigned_short(header: Header, tag: int) -> int:
+    value = header.value(tag)
     if len(value) != 2:
         raise CannotUnderstandError(
             f"{_name(tag)} has {len(value)} bytes, 2 are wanted for a US (PS3.5 6.2)"
         )
-    return int.from_bytes(value, "little" if little else "big")
+    return int.from_bytes(value, "little" if header.is_little else "big")

@@ -1,9 +1,9 @@
 """Associations in: C-ECHO, C-STORE, storage commitment; guarded, answered only when durable.
 
 The order for each object: room? (`Door.draft`) -> its parts into the draft as they come, never held
-whole -> whole? (`inspect`) -> durable? (`Door.accept`) -> 0x0000. Nothing else happens on the
-association's thread. What stands behind the door is the service's matter: of the spool this module
-knows the draft that it is handed, of the ledger nothing.
+whole -> whole? (`inspect`) -> durable? (`Door.accept`) -> 0x0000 -> who has to know is told.
+Nothing else happens on the association's thread. What stands behind the door is the service's
+matter: of the spool this module knows the draft that it is handed, of the ledger nothing.
 
 A peer is checked before anything is agreed with it: its certificate where the listener speaks TLS,
 the called AE title, whether the certificate may use the calling AE title, then calling AE title,
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -57,15 +57,18 @@ from dicom_xai.errors import (
 from dicom_xai.receive.association import Answer, Association, Hooks, Reporting, Terms
 from dicom_xai.receive.command import Command, Field
 from dicom_xai.receive.guards import Gate, Server
-from dicom_xai.receive.inspect import file_meta, inspect
+from dicom_xai.receive.inspect import (
+    SERIES_INSTANCE_UID,
+    STUDY_INSTANCE_UID,
+    Header,
+    file_meta,
+    inspect,
+)
 from dicom_xai.receive.negotiation import Context
 from dicom_xai.receive.upper_layer import Ended
 from dicom_xai.spool import Draft
 from dicom_xai.study import Sender
 from dicom_xai.tls import Credentials, Rotation
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +86,7 @@ class Arrival:
 
     Attributes
     ----------
-    header : Dataset
+    header : Header
         Everything before the pixels.
     draft : Draft
         The file: preamble with file meta, then the data set as received. Not durable yet.
@@ -94,7 +97,7 @@ class Arrival:
         Monotonic clock, when the last byte had been read.
     """
 
-    header: Dataset
+    header: Header
     draft: Draft
     sop_class_uid: str
     sop_instance_uid: str
@@ -393,8 +396,8 @@ class StorageSCP:
             draft=draft,
             sop_class_uid=request.sop_class_uid,
             sop_instance_uid=request.sop_instance_uid,
-            series_instance_uid=str(header.SeriesInstanceUID),
-            study_instance_uid=str(header.StudyInstanceUID),
+            series_instance_uid=header.text(SERIES_INSTANCE_UID),
+            study_instance_uid=header.text(STUDY_INSTANCE_UID),
             transfer_syntax_uid=context.transfer_syntax,
             sender=sender,
             data_set_sha256=digest.hexdigest(),

@@ -23,6 +23,7 @@ Facts = Mapping[str, tuple[str, ...]]
 
 #: Patient and visit (PS3.6 6); what they hold is said by no verdict.
 _PATIENT_GROUPS = (0x0010, 0x0038)
+_HOW_TO_READ = frozenset((0x00080005, 0x00280103))
 #: What pydicom raises on access to values that break their VR (all seen on real files).
 _UNREADABLE = (
     ValueError,
@@ -73,6 +74,15 @@ def facts_of(header: Dataset, sender: Sender, keywords: Iterable[str]) -> Facts:
 def keywords_of(routes: Iterable[Route]) -> frozenset[str]:
     """All keywords and sender facts that these routes ask about."""
     return frozenset(keyword for route in routes for keyword in route.when)
+
+
+def tags_of(routes: Iterable[Route]) -> frozenset[int]:
+    """All elements on which a verdict of these routes may depend; sender facts have none.
+
+    Character set and pixel representation say how others are to be read (PS3.5 6.1, PS3.6 6).
+    """
+    asked = (tag_for_keyword(keyword) for keyword in keywords_of(routes))
+    return frozenset(tag for tag in asked if tag is not None) | _HOW_TO_READ
 
 
 def match(route: Route, facts: Facts) -> Verdict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from dicom_xai.errors import DicomXaiError, DuplicateInstanceError, LedgerBusyEr
 from dicom_xai.ledger import ORPHAN_AGE_S, Disposition, Owed, Recorded, Wanted
 from dicom_xai.receive import completion
 from dicom_xai.receive.storage_scp import Arrival, StorageSCP, TransferEnd
+from dicom_xai.route.match import tags_of
 from dicom_xai.route.plan import plan_instance, unit_of
 from dicom_xai.service.audited import SECURITY_REASONS, Tally, node_of, note_received
 from dicom_xai.service.commitments import take_report
@@ -37,8 +38,19 @@ LONGEST_WAIT_S = 1.0
 RELOAD_GRACE_S = 5.0
 #: A report of storage commitment is left to the association of its request for so long.
 REPORT_HOLD_S = 2.0
+#: Headers whose answers are remembered; one has some hundred bytes.
+MOST_ANSWERS = 1_000
 #: Between two rounds of retention.
 RETENTION_EVERY_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """What an object's header is asked."""
+
+    is_ours: bool
+    routes: tuple[Route, ...]
+    trace: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +61,8 @@ class _Policy:
     default_per: Mapping[str, Per]
     route_jsons: Mapping[str, str]  #: by route
     digests: Mapping[str, str]  #: by model
+    asked: tuple[int, ...]  #: all elements that an answer depends on
+    answers: dict[Hashable, _Answers]  #: by these elements, as encoded, and the sender
 
 
 class Receiver:
@@ -341,21 +355,20 @@ class Receiver:
     def _route(self, arrival: Arrival) -> tuple[Disposition, list[Wanted], str]:
         """What becomes of an instance, and which routes want its unit."""
         policy = self._policy
-        kind = dimse.ignored_kind(arrival.sop_class_uid)
-        if identity.is_ours(arrival.header):
-            return Disposition.OWN, [], ""
-        if kind is not None:
-            return Disposition.IGNORED, [], ""
         started = self._context.ledger.now()
-        found = plan_instance(arrival.header, arrival.sender, policy.config.routes)
+        found = _answers(policy, arrival)
+        elapsed_s = self._context.ledger.now() - started
+        self._context.metrics.stage_seconds.labels(Stage.ROUTE, "").observe(elapsed_s)
+        if found.is_ours:
+            return Disposition.OWN, [], ""
+        if dimse.ignored_kind(arrival.sop_class_uid) is not None:
+            return Disposition.IGNORED, [], ""
         uids = (
             arrival.study_instance_uid,
             arrival.series_instance_uid,
             arrival.sop_instance_uid,
         )
         wanted = [_wanted(route, policy, uids) for route in found.routes]
-        elapsed_s = self._context.ledger.now() - started
-        self._context.metrics.stage_seconds.labels(Stage.ROUTE, "").observe(elapsed_s)
         return (Disposition.ROUTED if wanted else Disposition.UNROUTED), wanted, found.trace
 
     # -------------------------------------------------------------- completion
@@ -461,7 +474,27 @@ def _policy(config: Config) -> _Policy:
             for route in config.routes.routes
         },
         digests={name: card.digest for name, card in config.cards.items()},
+        asked=tuple(tags_of(config.routes.routes) | identity.MARK_TAGS),
+        answers={},
     )
+
+
+def _answers(policy: _Policy, arrival: Arrival) -> _Answers:
+    """Asked once for all objects that cannot differ in the answers: the slices of a series."""
+    key = (
+        arrival.transfer_syntax_uid,
+        arrival.sender,
+        *[arrival.header.element(tag) for tag in policy.asked],
+    )
+    known = policy.answers.get(key)
+    if known is None:
+        header = arrival.header.data_set
+        plan = plan_instance(header, arrival.sender, policy.config.routes)
+        known = _Answers(identity.is_ours(header), plan.routes, plan.trace)
+        if len(policy.answers) >= MOST_ANSWERS:
+            policy.answers.clear()
+        policy.answers[key] = known
+    return known
 
 
 def _wanted(route: Route, policy: _Policy, uids: tuple[str, str, str]) -> Wanted:

@@ -196,7 +196,7 @@ def _trial(data: bytes) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in the service
         try:
-            header = inspect(data[1:], *names)
+            header = inspect(data[1:], *names).data_set
         except RefusedError:
             header = None
         if header is not None:

@@ -35,7 +35,7 @@ SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
 
 def looked_at(ds: Dataset, data: bytes | None = None, syntax: str = SYNTAXES[0]) -> Dataset:
     data = encoded(ds, syntax) if data is None else data
-    return inspect(data, syntax, ds.SOPClassUID, ds.SOPInstanceUID)
+    return inspect(data, syntax, ds.SOPClassUID, ds.SOPInstanceUID).data_set
 
 
 def with_sequences() -> Dataset:
@@ -165,7 +165,7 @@ def test_damaged_compressed_bytes_are_refused_or_read_and_nothing_else() -> None
         for _ in range(rng.randint(1, 4)):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         try:
-            header = inspect(bytes(damaged), JPEGLSLossless, ds.SOPClassUID, ds.SOPInstanceUID)
+            header = looked_at(ds, bytes(damaged), JPEGLSLossless)
         except RefusedError:
             continue
         assert header.SOPInstanceUID == ds.SOPInstanceUID
@@ -188,7 +188,7 @@ def test_damaged_bytes_are_refused_or_read_and_nothing_else() -> None:
             for _ in range(rng.randint(1, 4)):
                 damaged[rng.randrange(len(damaged))] = rng.randrange(256)
             try:
-                header = inspect(bytes(damaged), syntax, ds.SOPClassUID, ds.SOPInstanceUID)
+                header = looked_at(ds, bytes(damaged), syntax)
             except RefusedError:
                 continue
             assert header.SOPInstanceUID == ds.SOPInstanceUID
@@ -320,6 +320,33 @@ def test_a_long_sequence_is_walked_and_left_out_of_the_header(is_defined: bool) 
     assert header.Rows == ds.Rows
     with pytest.raises(CannotUnderstandError, match="truncated"):
         looked_at(ds, data[:pixels] + sequence[:-8])
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_elements_of_a_header_can_be_had_as_they_came(syntax: str) -> None:
+    ds = with_sequences()
+    data = encoded(ds, syntax)
+    header = inspect(data, syntax, ds.SOPClassUID, ds.SOPInstanceUID)
+    assert header.text(0x00100020) == ds.PatientID
+    assert header.value(0x00280010) == (4).to_bytes(2, "little" if header.is_little else "big")
+    assert header.value(0x00102160) == header.element(0x00102160) == b""  # absent
+    assert header.element(0x7FE00010) == b""  # no header
+    tags = [element.tag for element in ds if element.tag < 0x7FE00000]
+    assert data.startswith(b"".join(map(header.element, tags)))
+    # of undefined length: whole, items and delimiters with it, and without a value of its own
+    region = header.element(0x00082218)
+    assert region in data
+    assert b"x " in region
+    assert header.value(0x00082218) == b""
+
+
+def test_what_no_reader_understands_is_refused_where_somebody_asks() -> None:
+    ds = an_image()
+    data = encoded(ds)
+    charset = struct.pack("<HH2sH", 8, 5, b"FD", 8) + struct.pack("<d", 1.5)
+    header = inspect(charset + data, ExplicitVRLittleEndian, ds.SOPClassUID, ds.SOPInstanceUID)
+    with pytest.raises(CannotUnderstandError, match="no reader makes sense"):
+        header.data_set  # noqa: B018  # read on access
 
 
 @pytest.mark.promise("N3")

@@ -75,7 +75,7 @@ def test_an_object_arrives_byte_for_byte_with_its_facts(syntax: str) -> None:
     assert arrival.sop_instance_uid == ds.SOPInstanceUID
     assert arrival.series_instance_uid == ds.SeriesInstanceUID
     assert arrival.study_instance_uid == ds.StudyInstanceUID
-    assert arrival.header.PatientID == ds.PatientID
+    assert arrival.header.data_set.PatientID == ds.PatientID
     sender = arrival.sender
     assert (sender.calling_ae_title, sender.called_ae_title) == ("MODALITY", "DICOM_XAI")
     assert (sender.source_address, sender.priority) == (HOST, 2)  # low: pynetdicom's default
@@ -535,7 +535,7 @@ def test_a_deflated_data_set_is_walked_inflated_and_kept_as_it_came() -> None:
     ds = an_image()
     _, door = stored_deflated(ds, deflated(encoded(ds)))
     assert door.data_sets == [deflated(encoded(ds))]
-    assert door.arrivals[0].header.Rows == ds.Rows
+    assert door.arrivals[0].header.data_set.Rows == ds.Rows
 
 
 @pytest.mark.promise("D6")

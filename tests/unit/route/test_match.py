@@ -9,7 +9,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
 from dicom_xai.config import Clause, Route
-from dicom_xai.route.match import facts_of, keywords_of, match
+from dicom_xai.route.match import facts_of, keywords_of, match, tags_of
 from dicom_xai.study import Sender
 
 SENDER = Sender("EMERGENCY", "DICOM_XAI", "10.1.2.3", 0, "DICOM_XAI")
@@ -252,6 +252,11 @@ def test_only_the_keywords_that_are_asked_are_read() -> None:
     assert keywords_of([route]) == {"Modality", "calling_ae_title"}
     facts = facts_of(CT, SENDER, keywords_of([route]))
     assert set(facts) == {"Modality", "calling_ae_title", "called_ae_title", "source_address"}
+
+
+def test_a_verdict_depends_on_what_is_asked_and_on_how_to_read_it() -> None:
+    route = a_route({"Modality": {"equals": "CT"}, "calling_ae_title": {"exists": "true"}})
+    assert tags_of([route]) == {0x00080060, 0x00080005, 0x00280103}
 
 
 def test_a_clause_that_asks_nothing_cannot_be_made() -> None:

@@ -1,0 +1,112 @@
+"""What the receiver makes of one object, with a real ledger and spool and no wire."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
+
+from dicom_xai.audit import Recorder
+from dicom_xai.config import load
+from dicom_xai.identity import MODEL_NAME
+from dicom_xai.ledger import Ledger
+from dicom_xai.receive.inspect import inspect
+from dicom_xai.receive.storage_scp import Arrival
+from dicom_xai.service.receiver import Receiver
+from dicom_xai.service.role import Context
+from dicom_xai.spool import Spool
+from dicom_xai.study import Sender
+from dicom_xai.telemetry import Log, Metrics
+from tests.make.associations import an_image, encoded
+from tests.make.config_files import Folder
+from tests.make.ledger import rows, url_in
+
+SENDER = Sender("PACS", "DICOM_XAI", "127.0.0.1", 0, "127.0.0.1:11112")
+SYNTAX = "1.2.840.10008.1.2.1"
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[Context]:
+    folder = Folder(tmp_path / "config")
+    asked = "SeriesDescription: {equals: CHÄST}\n      calling_ae_title: {equals: PACS}"
+    folder.spoil("routes.yaml", "BodyPartExamined: {equals: CHEST}", asked)
+    folder.texts["routes.yaml"] = folder.texts["routes.yaml"].partition("tests:")[0]
+    config, _ = load(folder.write())
+    metrics, log = Metrics(CollectorRegistry()), Log(io.StringIO())
+    ledger = Ledger(url_in(tmp_path))
+    yield Context(
+        config=config,
+        ledger=ledger,
+        spool=Spool(tmp_path / "spool"),
+        metrics=metrics,
+        log=log,
+        audit=Recorder(config.service.audit, "receiver", metrics, log),
+    )
+    ledger.close()
+
+
+def a_chest(**attributes: object) -> Dataset:
+    """An image that the route wants."""
+    chosen: dict[str, object] = {
+        "SpecificCharacterSet": "ISO_IR 100",
+        "Modality": "DX",
+        "SeriesDescription": "CHÄST",
+        **attributes,
+    }
+    return an_image(4, 4, **chosen)  # type: ignore[arg-type]
+
+
+def taken(receiver: Receiver, transfer: int, ds: Dataset, sender: Sender = SENDER) -> None:
+    """As if it had come by an association."""
+    data = encoded(ds)
+    with receiver.draft() as draft:
+        draft.write(data)
+        arrival = Arrival(
+            header=inspect(data, SYNTAX, ds.SOPClassUID, ds.SOPInstanceUID),
+            draft=draft,
+            sop_class_uid=ds.SOPClassUID,
+            sop_instance_uid=ds.SOPInstanceUID,
+            series_instance_uid=ds.SeriesInstanceUID,
+            study_instance_uid=ds.StudyInstanceUID,
+            transfer_syntax_uid=SYNTAX,
+            sender=sender,
+            data_set_sha256=hashlib.sha256(data).hexdigest(),
+            received_s=0.0,
+        )
+        receiver.accept(arrival, transfer)()
+
+
+def dispositions(folder: Path) -> list[object]:
+    return [row[0] for row in rows(folder, "SELECT disposition FROM instance ORDER BY id")]
+
+
+def test_objects_that_differ_in_what_a_route_asks_get_answers_of_their_own(
+    context: Context, tmp_path: Path
+) -> None:
+    receiver = Receiver(context)
+    other = replace(SENDER, calling_ae_title="OTHER")
+    transfers = {sender: receiver.opened(sender) for sender in (SENDER, other)}
+    cases = [
+        (a_chest(), SENDER, "routed"),
+        (a_chest(), other, "unrouted"),
+        (a_chest(Modality="CT"), SENDER, "unrouted"),
+        # the same bytes, another letter
+        (
+            a_chest(SpecificCharacterSet="ISO_IR 126", SeriesDescription="CHΔST"),
+            SENDER,
+            "unrouted",
+        ),
+        (a_chest(ManufacturerModelName=MODEL_NAME), SENDER, "own"),
+    ]
+    for _ in range(2):  # asked, and then remembered
+        for ds, sender, _ in cases:
+            ds.SOPInstanceUID = generate_uid()
+            taken(receiver, transfers[sender], ds, sender)
+    assert dispositions(tmp_path) == 2 * [expected for *_, expected in cases]
