@@ -31,7 +31,7 @@ from .methods import (
 from .methods.question import Question
 from .select import ByTarget, Chosen, Scores, Selection
 
-COMPILER_VERSION = "6"
+COMPILER_VERSION = "7"
 """Changes whenever a compiled file could; part of the key under which compiled files are kept."""
 
 ATTRIBUTION = "attribution"

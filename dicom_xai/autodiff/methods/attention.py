@@ -18,7 +18,7 @@ from ..layers import FUSED_ATTENTION, path
 from ..positions import Layout, layouts
 from ..prepare import node_label
 from ..rules import GRADIENT
-from ..rules.pooling import repeat
+from ..rules.layout import repeat
 from .question import Answer, Question
 from .windows import Windows, windows_of
 

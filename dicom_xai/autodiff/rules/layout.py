@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import zip_longest
 
 import numpy as np
 
 from ..call import Call, Cotangents, Rules
-from ..emit import INT64_MAX, INT64_MIN, Stretch, Tensor, UnknownShapeError
+from ..emit import INT64_MAX, INT64_MIN, Stretch, Tensor, UnknownShapeError, attributes_of
 
 
 def reshape(n: Call, g: Tensor) -> Cotangents:
@@ -100,6 +101,28 @@ def zeros(like: Tensor, sizes: dict[int, int]) -> Tensor:
     """Zeros shaped as `like`, but for the given sizes of some axes."""
     shape = [sizes.get(axis, size) for axis, size in enumerate(like.shape)]
     return like.zero_along_free(shape).expand(shape)
+
+
+def repeat(x: Tensor, times: list[int]) -> Tensor:
+    """Every element repeated along each spatial axis."""
+    scales = x.graph.constant(np.array([1, 1, *times], np.float32))
+    return x.graph.op(
+        "Resize", x, None, scales, mode="nearest",
+        coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+    )  # fmt: skip
+
+
+def once(x: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:
+    """What is linear and the same at every place, done before elements were repeated if they were.
+
+    A mean over windows and a convolution of one place are often neighbours (DenseNet).
+    """
+    graph, node = x.graph, x.graph.maker(x)
+    if node is None or node.op_type != "Resize":
+        return apply(x)
+    inner, _, scales = node.input
+    done = apply(graph.tensor(inner))
+    return graph.op("Resize", done, None, graph.tensor(scales), **attributes_of(node))
 
 
 def depth_to_space(n: Call, g: Tensor) -> Cotangents:

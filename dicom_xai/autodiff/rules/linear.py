@@ -13,6 +13,7 @@ import numpy as np
 
 from ..call import Call, Cotangents, Rules
 from ..emit import INT64_MIN, Graph, Tensor, attributes_of
+from .layout import once
 from .window import Window, crop, transposed_window_of, window_of
 
 BLOCK = 16
@@ -116,8 +117,14 @@ def conv(n: Call, g: Tensor) -> Cotangents:
     spec = window_of(n, [w.size(axis) for axis in range(2, w.rank)])
     is_wide = group > 1 or w.size(1) >= BLOCK
     transpose = correlate if max(spec.strides) == 1 and is_wide else transposed
+
+    def back(part: Tensor) -> Tensor:
+        return transpose(n.graph, part, w, spec, group)
+
+    is_one_place = max(*spec.reach, *spec.strides) == 1 and not any(spec.starts + spec.ends)
+    found = (once(g, back) if is_one_place else back(g)) if n.wanted[0] else None
     return (
-        transpose(n.graph, g, w, spec, group) if n.wanted[0] else None,
+        found,
         weights_part(x, g, spec, group) if n.wanted[1] else None,
         bias_part(n, g),
     )
@@ -233,10 +240,12 @@ def scaled(g: Tensor, factor: Tensor) -> Tensor:
             share = None if is_turned and attributes["group"] > 1 else share
         if w.value is not None and share is not None:
             return graph.op(node.op_type, a, w * share, **attributes)
+    if node is not None and node.op_type == "Resize" and factor.shape[1:] == (1,) * (g.rank - 2):
+        return once(g, lambda part: scaled(part, factor))
     if node is not None and node.op_type == "Mul":
         left, right = (graph.tensor(name) for name in node.input)
         inner = graph.maker(left)
-        if inner is not None and inner.op_type in MADE_BY_WEIGHTS:
+        if inner is not None and inner.op_type in (*MADE_BY_WEIGHTS, "Resize"):
             return scaled(left, factor) * right
     return g * factor
 

@@ -11,6 +11,7 @@ from ..call import Call, Cotangents, Rules
 from ..emit import Tensor
 from ..prepare import Array
 from .index import SCATTER_ADD_OPSET, added, zeros_like
+from .layout import repeat
 from .linear import transposed
 from .window import Window, window_of
 
@@ -47,15 +48,6 @@ def window_counts(n: Call, spec: Window) -> Array:
         inside = ((taps >= low) & (taps < high)).sum(axis=1)
         total = total[..., None] * inside
     return total.astype(helper.tensor_dtype_to_np_dtype(x.dtype))
-
-
-def repeat(x: Tensor, times: list[int]) -> Tensor:
-    """Every element repeated along each spatial axis."""
-    scales = x.graph.constant(np.array([1, 1, *times], np.float32))
-    return x.graph.op(
-        "Resize", x, None, scales, mode="nearest",
-        coordinate_transformation_mode="asymmetric", nearest_mode="floor",
-    )  # fmt: skip
 
 
 def max_pool(n: Call, g: Tensor) -> Cotangents:

@@ -338,6 +338,28 @@ def test_attention_by_einsum_is_differentiated_in_few_and_light_nodes() -> None:
     assert_close(found, leaf.grad.abs().numpy())
 
 
+def test_a_convolution_of_one_place_behind_a_mean_is_differentiated_on_the_coarse_grid() -> None:
+    network = seeded(torch.nn.Sequential(
+        torch.nn.Conv2d(1, 16, 3), torch.nn.ReLU(), torch.nn.BatchNorm2d(16),
+        torch.nn.Conv2d(16, 8, 1), torch.nn.AvgPool2d(2), torch.nn.Tanh(),
+        torch.nn.Conv2d(8, 3, 4), torch.nn.Flatten(),
+    ))  # fmt: skip
+    x = image(2, 1, 10, 10)
+    compiled = compile(exported(network, x), "saliency", select=BySeed())
+    facts = Facts(compiled.model)
+    grids = [
+        facts.shape(node.output[0])
+        for node in compiled.model.graph.node
+        if node.name in compiled.report.backward and node.op_type == "Conv"
+    ]
+    assert grids == [(None, 16, 4, 4)]
+    leaf = x.requires_grad_()
+    network(leaf)[:, 1].sum().backward()
+    seed = np.eye(3, dtype=np.float32)[[1, 1]]
+    found = run(compiled.model, image=x.detach(), seed=seed)["attribution"]
+    assert_close(found, leaf.grad.abs().numpy())
+
+
 def test_an_image_of_few_channels_is_reached_without_working_out_a_block_of_them() -> None:
     kinds = added_kinds(exported(seeded(torch.nn.Sequential(
         torch.nn.Conv2d(1, 16, 3, padding=1), torch.nn.Tanh(), torch.nn.Conv2d(16, 3, 8),
