@@ -3,7 +3,9 @@
 Everything but `hang_up` and `end_soon` belongs to the connection's own thread. It sleeps in the
 kernel until the peer sends or a deadline passes; nothing here polls.
 
-Data is read straight into the caller's memory: of a data set no PDU is ever an object.
+What has come is read in large pieces, headers and data of several PDUs together: each call into the
+kernel hands the interpreter to another connection's thread, and it has to be waited for again. A
+data set goes from there into the caller's memory; no PDU is ever an object.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from typing import NamedTuple
 from dicom_xai.dimse import MAX_PDU_BYTES, acknowledge_now, make_eager
 from dicom_xai.tls import TLSSocket, names_in
 
+#: As much as is read at once; what a peer sends beyond it waits in TCP's window.
+AHEAD_BYTES = 131_072
 #: After the last PDU the peer closes the connection; we do so after this long, seconds.
 LINGER_S = 0.5
 
@@ -106,6 +110,8 @@ class Wire:
             )
         self._stall_s = stall_s
         self._header = memoryview(bytearray(6))
+        self._ahead = memoryview(bytearray(AHEAD_BYTES))  # read and not asked for yet
+        self._first = self._end = 0  # of the bytes in it
         self._finish_by_s = 0.0
         self._left = 0  # of the P-DATA-TF that is being read
         self.is_ending = False
@@ -156,9 +162,10 @@ class Wire:
         if self.is_ending:
             raise PeerGone
         self._finish_by_s = begin_by_s
-        got = self._receive(self._header)
+        if self._first == self._end:
+            self._read_ahead()
         self._finish_by_s = finish_by_s or time.monotonic() + self._stall_s
-        self._fill(self._header[got:])
+        self.read_into(self._header)
         kind, length = _PDU_HEADER(self._header)
         if length > _LONGEST.get(kind, -1):
             raise Breach("pdu-too-long" if kind in _LONGEST else "unknown-pdu")
@@ -186,7 +193,7 @@ class Wire:
                 raise Breach("malformed-message")
         if self._left < _FRAGMENT_HEADER_BYTES:
             raise Breach("malformed-pdu")
-        self._fill(self._header)
+        self.read_into(self._header)
         item_length, context_id, control = _FRAGMENT_HEADER(self._header)
         length = item_length - 2  # the item's length counts context id and control header
         self._left -= _FRAGMENT_HEADER_BYTES + length
@@ -203,8 +210,17 @@ class Wire:
 
     def read_into(self, into: memoryview) -> None:
         """Fill `into` with bytes of the PDU that is being read."""
-        self._fill(into)
-        acknowledge_now(self._socket)
+        filled = 0
+        while filled < len(into):
+            if self._first == self._end:
+                try:
+                    self._read_ahead()
+                except TimeoutError:
+                    raise PeerGone("stalled") from None
+            take = min(len(into) - filled, self._end - self._first)
+            into[filled : filled + take] = self._ahead[self._first : self._first + take]
+            self._first += take
+            filled += take
 
     def read(self, count: int) -> bytes:
         """As `read_into`, for what is small."""
@@ -212,12 +228,9 @@ class Wire:
         self.read_into(memoryview(into))
         return bytes(into)
 
-    def _fill(self, into: memoryview) -> None:
-        while into:
-            try:
-                into = into[self._receive(into) :]
-            except TimeoutError:
-                raise PeerGone("stalled") from None
+    def _read_ahead(self) -> None:
+        self._first, self._end = 0, self._receive(self._ahead)
+        acknowledge_now(self._socket)
 
     def _receive(self, into: memoryview) -> int:
         remaining_s = self._finish_by_s - time.monotonic()

@@ -30,6 +30,7 @@ from dicom_xai import errors
 from dicom_xai.config import Allowed, Listener
 from dicom_xai.receive.inspect import file_meta
 from dicom_xai.receive.storage_scp import StorageSCP
+from dicom_xai.receive.upper_layer import PDU
 from dicom_xai.spool import Draft
 from tests.make.associations import (
     HOST,
@@ -90,6 +91,25 @@ def test_explicit_little_endian_is_chosen_whatever_the_peer_prefers() -> None:
     ):
         (context,) = assoc.accepted_contexts
         assert context.transfer_syntax == [ExplicitVRLittleEndian]
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["in one piece", "byte by byte"])
+def test_requests_and_release_are_told_apart_however_they_come(at_once: bool) -> None:
+    door = Shelf()
+    data_sets = [an_image(), an_image()]
+    sent = b"".join(
+        store_request(encoded(ds), ds.SOPClassUID, ds.SOPInstanceUID) for ds in data_sets
+    )
+    sent += struct.pack(">BxLL", PDU.RELEASE_RQ, 4, 0)
+    with listening(door) as scp, negotiated(scp.ports[0]) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for part in [sent] if at_once else [sent[i : i + 1] for i in range(len(sent))]:
+            sock.sendall(part)
+        kinds = [next_pdu(sock)[0] for _ in range(3)]
+        door.wait("ends")
+    assert kinds == [PDU.P_DATA_TF, PDU.P_DATA_TF, PDU.RELEASE_RP]
+    assert door.data_sets == [encoded(ds) for ds in data_sets]
+    assert door.ends == [(1, "released")]
 
 
 def test_what_may_wait_is_done_once_the_peer_has_its_answer() -> None:
