@@ -100,7 +100,7 @@ class Log:
         self._bound = bound
         _check_fields(bound)
         self._logger: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
-            structlog.PrintLogger(self._stream),
+            structlog.WriteLogger(self._stream),
             processors=[
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
                 structlog.processors.JSONRenderer(sort_keys=False),
