@@ -9,7 +9,7 @@ row names it, and retention sweeps it.
 
 A failed fsync is not retried on the same descriptor, because the kernel may have dropped the pages
 ("Can Applications Recover from fsync Failures?", ATC 2020): the spool refuses all further puts
-until the process is replaced.
+until the process is replaced, which a role sees to by itself (`service.role`).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Spool:
         """
         if self._is_broken:
             raise OutOfResourcesError(
-                "the spool's disk failed to sync; restart the role once the disk is sound",
+                "the spool's disk failed to sync; the role must begin anew, and does by itself",
                 reason="spool-broken",
             )
         try:

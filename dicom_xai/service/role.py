@@ -21,7 +21,7 @@ from dicom_xai.audit import Recorder
 from dicom_xai.audit.messages import application_started, application_stopped, config_changed
 from dicom_xai.audit.recorder import person
 from dicom_xai.config import Config, load
-from dicom_xai.errors import ConfigError, DicomXaiError
+from dicom_xai.errors import ConfigError, DicomXaiError, TransientError
 from dicom_xai.ledger import Ledger
 from dicom_xai.service.notify import Notifier
 from dicom_xai.spool import Spool
@@ -203,6 +203,11 @@ def run_role(name: RoleName, path: Path, make: Callable[[Context], Role]) -> int
                 asked.discard(signal.SIGHUP)
                 health.revision = _reload(role, path, context, health.revision)
             role.tick()
+            if not context.spool.is_healthy:
+                # what this process wrote may not be there; the next one trusts no page of its own
+                problem = "the spool's disk failed to sync; this role begins anew"
+                log.error(Event.ROLE_CRASHED, reason=problem)
+                raise TransientError(problem)
             if context.audit.forwarder is not None:
                 watch_certificate(context, context.audit.forwarder.credentials)
             health.ticked()

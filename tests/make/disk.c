@@ -2,7 +2,9 @@
  *
  * Loaded before libc (LD_PRELOAD). DISK_ROOT names the watched folder; logs in it, and what SQLite
  * shares in memory, are left alone. While the file DISK_FULL is
- * there, nothing can be written below the root: ENOSPC. Every change below the root is appended to
+ * there, nothing can be written below the root: ENOSPC. While the file DISK_UNSYNCED is there, it
+ * holds a number and a word: what has the word in its path is not synced, and the number is the
+ * errno. Every change below the root is appended to
  * DISK_JOURNAL, a sync twice, when it began and when it ended: only what was written before its
  * beginning is safe after its end. `disk.py` reads the journal.
  */
@@ -33,13 +35,14 @@ struct head {
     uint64_t inode, offset, token;
 } __attribute__((packed));
 
-static const char *root, *full, *journal_path;
+static const char *root, *full, *unsynced, *journal_path;
 static size_t root_length;
 static int journal = -1;
 
 __attribute__((constructor)) static void begin(void) {
     root = getenv("DISK_ROOT");
     full = getenv("DISK_FULL");
+    unsynced = getenv("DISK_UNSYNCED");
     journal_path = getenv("DISK_JOURNAL");
     root_length = root ? strlen(root) : 0;
     if (journal_path && *journal_path)
@@ -108,6 +111,20 @@ static void note(char op, const char *path, const char *other, uint64_t inode, u
 static int is_full(void) {
     if (!full || access(full, F_OK) != 0) return 0;
     errno = ENOSPC;
+    return 1;
+}
+
+/* Whether a sync of this path fails; errno says why. */
+static int is_lost(const char *path) {
+    char text[64] = {0}, *word;
+    int fd = unsynced ? open(unsynced, O_RDONLY | O_CLOEXEC) : -1;
+    if (fd < 0) return 0;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (n <= 0) return 0;
+    int reason = strtol(text, &word, 10);
+    if (!strstr(path, word + 1)) return 0;
+    errno = reason;
     return 1;
 }
 
@@ -216,6 +233,7 @@ CUTTER(ftruncate64, off64_t)
         uint64_t inode; \
         REAL(name); \
         if (!name_of(fd, path, &inode)) return real(fd); \
+        if (is_lost(path)) return -1; \
         uint64_t token = ((uint64_t)gettid() << 32) + ++count; \
         note('s', path, "", inode, 0, token, "", 0); \
         int answer = real(fd); \

@@ -15,7 +15,8 @@ import shutil
 import struct
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def watching(shim: Path, root: Path, journal: Path | None = None) -> dict[str, s
     Its wall clock is off by the seconds that stand in `clock_of(root)`.
     """
     found = {"LD_PRELOAD": str(shim), "DISK_ROOT": str(root), "DISK_FULL": str(full_of(root))}
+    found["DISK_UNSYNCED"] = str(_unsynced_of(root))
     found["CLOCK_FILE"] = str(clock_of(root))
     return found if journal is None else {**found, "DISK_JOURNAL": str(journal)}
 
@@ -46,6 +48,32 @@ def watching(shim: Path, root: Path, journal: Path | None = None) -> dict[str, s
 def full_of(root: Path) -> Path:
     """While this file exists nothing can be written below the root."""
     return root.with_name(f"{root.name}.full")
+
+
+@contextmanager
+def failing_syncs(root: Path, word: str, reason: int) -> Iterator[None]:
+    """Meanwhile every sync of a file or folder with this word in its path fails.
+
+    Parameters
+    ----------
+    root : Path
+        The watched folder.
+    word : str
+    reason : int
+        The errno.
+    """
+    path = _unsynced_of(root)
+    draft = path.with_suffix(".draft")
+    draft.write_text(f"{reason} {word}")
+    draft.rename(path)
+    try:
+        yield
+    finally:
+        path.unlink()
+
+
+def _unsynced_of(root: Path) -> Path:
+    return root.with_name(f"{root.name}.unsynced")
 
 
 def clock_of(root: Path) -> Path:
