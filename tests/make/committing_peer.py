@@ -6,6 +6,7 @@ associations each way, by pynetdicom.
 
 from __future__ import annotations
 
+import ssl
 import threading
 from contextlib import suppress
 from enum import StrEnum
@@ -54,17 +55,31 @@ class CommittingPeer:
         To its reports on the association of the request.
     lost : set of str
         SOP Instance UIDs that it says it does not hold.
+
+    Parameters
+    ----------
+    *ways : Way
+        How it answers its first requests; the later ones with `Way.SAME`.
+    lost : set of str
+    tls : pair of SSLContext, optional
+        With which it listens, and with which it calls; plain without them.
     """
 
     ae_title = "PACS"
 
-    def __init__(self, *ways: Way, lost: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        *ways: Way,
+        lost: frozenset[str] = frozenset(),
+        tls: tuple[ssl.SSLContext, ssl.SSLContext] | None = None,
+    ) -> None:
         self.requests: list[CommitmentRequest] = []
         self.reports: list[tuple[int, CommitmentReport]] = []
         self.answers: list[int] = []
         self.port = 0
         self.lost = set(lost)
         self._ways = list(ways)
+        self._listens_by, self._calls_by = tls or (None, None)
         self._changed = threading.Condition()
         self._ae = AE(ae_title=self.ae_title)
         self._ae.acse_timeout = self._ae.dimse_timeout = 10
@@ -82,7 +97,9 @@ class CommittingPeer:
             (evt.EVT_N_ACTION, self._take_request),
             (evt.EVT_N_EVENT_REPORT, self._take_report),
         ]
-        self._server = self._ae.start_server((HOST, 0), block=False, evt_handlers=handlers)
+        self._server = self._ae.start_server(
+            (HOST, 0), block=False, evt_handlers=handlers, ssl_context=self._listens_by
+        )
         self.port = int(self._server.socket.getsockname()[1])  # type: ignore[attr-defined]
         return self
 
@@ -102,7 +119,7 @@ class CommittingPeer:
         ae = AE(ae_title=self.ae_title)
         ae.acse_timeout = ae.dimse_timeout = 10
         ae.add_requested_context(PUSH_MODEL)
-        assoc = ae.associate(HOST, port, ae_title="DICOM_XAI")
+        assoc = ae.associate(HOST, port, ae_title="DICOM_XAI", tls_args=self._tls_args)
         sock = assoc.dul.socket.socket
         ds = read_dataset(BytesIO(written(request, ImplicitVRLittleEndian)), True, True)
         try:
@@ -127,7 +144,11 @@ class CommittingPeer:
         ae.acse_timeout = ae.dimse_timeout = 10
         ae.add_requested_context(PUSH_MODEL)
         assoc = ae.associate(
-            HOST, port, ae_title="DICOM_XAI", ext_neg=[build_role(PUSH_MODEL, scp_role=True)]
+            HOST,
+            port,
+            ae_title="DICOM_XAI",
+            ext_neg=[build_role(PUSH_MODEL, scp_role=True)],
+            tls_args=self._tls_args,
         )
         sock = assoc.dul.socket.socket
         try:
@@ -137,6 +158,10 @@ class CommittingPeer:
                 assoc.release()
             assoc.dul.join(timeout=5)
             sock.close()
+
+    @property
+    def _tls_args(self) -> tuple[ssl.SSLContext, str] | None:
+        return None if self._calls_by is None else (self._calls_by, HOST)
 
     def _store(self, event: evt.Event) -> int:
         with self._changed:

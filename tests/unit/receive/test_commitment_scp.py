@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from pydicom import Dataset
@@ -13,7 +14,15 @@ from pynetdicom import AE, evt
 from pynetdicom.presentation import build_role
 
 from dicom_xai import errors
-from dicom_xai.commitment import PUSH_MODEL, PUSH_MODEL_INSTANCE, CommitmentReport
+from dicom_xai.commitment import (
+    PUSH_MODEL,
+    PUSH_MODEL_INSTANCE,
+    CommitmentReport,
+    CommitmentRequest,
+)
+from dicom_xai.config import ClientTLS, Listener, ListenerTLS
+from dicom_xai.study import Reference
+from dicom_xai.tls import Credentials
 from tests.make.associations import (
     HOST,
     UNKNOWN_TRANSACTION,
@@ -23,6 +32,8 @@ from tests.make.associations import (
     ready_to_send,
     wait_until_all_have_ended,
 )
+from tests.make.certificates import Authority
+from tests.make.committing_peer import CommittingPeer
 
 pytestmark = pytest.mark.promise("P4")
 
@@ -196,3 +207,25 @@ def test_an_endless_request_is_aborted() -> None:
         assert "Status" not in status
         door.wait("refusals")
     assert door.reasons() == ["message-too-long"]
+
+
+@pytest.mark.promise("N10")
+def test_by_mutual_tls_a_peer_asks_us_and_reports_to_us(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    signed = authority.sign("pacs")
+    files = {"certificate": signed.certificate, "private_key": signed.private_key}
+    listens = ListenerTLS(ca=authority.ca, ae_titles_by_certificate={"pacs": ("PACS",)}, **files)
+    calls = Credentials("pacs", ClientTLS(ca=authority.ca, **files)).context()
+    listeners = (Listener(ae_title="DICOM_XAI", host=HOST, port=0, tls=listens),)
+    request = CommitmentRequest("1.2.77", (Reference(CTImageStorage, "1.2.1"),))
+    door = Shelf()
+    with (
+        listening(door, listeners=listeners) as scp,
+        CommittingPeer(tls=(Credentials("pacs", listens).context(), calls)) as peer,
+    ):
+        assert peer.ask(scp.ports[0], request) == 0x0000
+        report = CommitmentReport("1.2.78", request.references, ())
+        assert peer.report(scp.ports[0], report) == 0x0000
+    assert [each.transaction_uid for each, _ in door.requests] == ["1.2.77"]
+    assert [each for each, _ in door.reports] == [report]
+    wait_until_all_have_ended()

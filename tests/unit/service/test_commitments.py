@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from dicom_xai.audit import Recorder
 from dicom_xai.commitment import CommitmentReport, CommitmentRequest, Failure
-from dicom_xai.config import Config, Destination, Requester, load
+from dicom_xai.config import ClientTLS, Config, Destination, ListenerTLS, Requester, load
 from dicom_xai.ledger import Disposition, Ledger
 from dicom_xai.service.commitments import Committer, take_report
 from dicom_xai.service.reports import Debtor, drop_unaddressed
@@ -23,8 +24,10 @@ from dicom_xai.service.sender import Sender
 from dicom_xai.spool import Spool
 from dicom_xai.study import Reference
 from dicom_xai.telemetry import Log, Metrics
+from dicom_xai.tls import Credentials
 from tests.make.associations import HOST, wait_until_all_have_ended
 from tests.make.books import wait_until
+from tests.make.certificates import Authority
 from tests.make.committing_peer import CommittingPeer, Way
 from tests.make.config_files import Folder
 from tests.make.ledger import a_job, a_result, an_instance, outgoing, receive, rows, url_in
@@ -63,8 +66,9 @@ def sent(ledger: Ledger, number: int = 1) -> str:
     return item.sop_instance_uid
 
 
-def place(port: int, wait_s: float = 60.0) -> Destination:
+def place(port: int, wait_s: float = 60.0, tls: ClientTLS | None = None) -> Destination:
     return Destination(
+        tls=tls,
         type="dimse",
         ae_title="PACS",
         host=HOST,
@@ -208,6 +212,77 @@ def test_a_reload_begins_and_ends_to_ask(context: Context, tmp_path: Path) -> No
 def with_destination(config: Config, destination: Destination) -> Config:
     service = config.service.model_copy(update={"destinations": {"pacs": destination}})
     return replace(config, service=service)
+
+
+# ------------------------------------------------------------------ by TLS
+
+
+@pytest.mark.promise("N10")
+def test_a_destination_that_speaks_tls_is_asked_and_reports_by_it(
+    context: Context, tmp_path: Path
+) -> None:
+    sent(context.ledger)
+    authority = Authority(tmp_path / "tls")
+    with CommittingPeer(tls=both_ends(authority, "pacs")) as pacs:
+        asked = place(pacs.port, tls=a_client(authority, "us"))
+        committer = Committer(context, "pacs", asked, random.Random(1))
+        with running(committer):
+            wait_until(lambda: states(tmp_path) == [("sent", "committed")], "committed")
+            wait_until(lambda: pacs.answers == [0x0000], "the report is answered")
+            committer.watch_certificate()
+    ends_s = context.metrics.registry.get_sample_value(
+        "dicom_xai_tls_certificate_expiry_seconds", {"use": "pacs"}
+    )
+    assert ends_s is not None
+    assert ends_s > 0
+
+
+@pytest.mark.promise("N10")
+def test_a_destination_of_another_authority_is_never_asked_and_the_log_says_why(
+    context: Context, tmp_path: Path, log: io.StringIO
+) -> None:
+    sent(context.ledger)
+    authority, stranger = Authority(tmp_path / "tls"), Authority(tmp_path / "stranger")
+    with CommittingPeer(tls=both_ends(stranger, "pacs")) as pacs:
+        asked = place(pacs.port, tls=a_client(authority, "us"))
+        committer = Committer(context, "pacs", asked, random.Random(1))
+        with running(committer):
+            wait_until(lambda: '"commitment-not-taken"' in log.getvalue(), "tried")
+        assert pacs.requests == []
+    assert "TLS failed" in log.getvalue()
+    assert states(tmp_path) == [("sent", "wanted")]
+
+
+@pytest.mark.promise("N10")
+def test_a_peer_that_takes_reports_by_tls_is_told_by_it(context: Context, tmp_path: Path) -> None:
+    owe(context.ledger, "1.2.404")
+    authority = Authority(tmp_path / "tls")
+    with CommittingPeer(tls=both_ends(authority, "pacs")) as peer:
+        address = Requester(host=HOST, port=peer.port, tls=a_client(authority, "us"))
+        debtor = Debtor(context, "PACS", address, random.Random(1))
+        with running(debtor):
+            peer.wait("reports")
+            wait_until(
+                lambda: rows(tmp_path, "SELECT state FROM commitment_report") == [("reported",)],
+                "noted",
+            )
+
+
+def a_client(authority: Authority, name: str) -> ClientTLS:
+    signed = authority.sign(name)
+    return ClientTLS(
+        ca=authority.ca, certificate=signed.certificate, private_key=signed.private_key
+    )
+
+
+def both_ends(authority: Authority, name: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """With which a peer of that name listens, and calls."""
+    signed = authority.sign(name)
+    listens = ListenerTLS(
+        certificate=signed.certificate, private_key=signed.private_key, ca=authority.ca
+    )
+    calls = a_client(authority, name)
+    return Credentials(name, listens).context(), Credentials(name, calls).context()
 
 
 # ------------------------------------------------------------------ reports of ours
