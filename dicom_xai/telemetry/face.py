@@ -14,6 +14,9 @@ from dicom_xai.errors import ConfigError
 if TYPE_CHECKING:
     import uvicorn
 
+#: From a connection to the last byte of its answer: far longer than a scrape takes.
+DEADLINE_S = 10.0
+
 
 class Health(Protocol):
     """What the probes ask. A dead destination makes neither of them false."""
@@ -35,6 +38,8 @@ class HTTPFace:
         0 takes a free one; `port` tells which.
     registry : CollectorRegistry
     health : Health
+    deadline_s : float
+        After so long a connection ends, whatever the client does.
 
     Raises
     ------
@@ -42,8 +47,15 @@ class HTTPFace:
         The address cannot be listened on.
     """
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, health: Health) -> None:
-        self._server = _http_server(host, port, registry, health)
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        health: Health,
+        deadline_s: float = DEADLINE_S,
+    ) -> None:
+        self._server = _http_server(host, port, registry, health, deadline_s)
         self._socket = _listening(host, port)
         self.port: int = self._socket.getsockname()[1]
         self._thread = threading.Thread(
@@ -74,7 +86,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def _http_server(
-    host: str, port: int, registry: CollectorRegistry, health: Health
+    host: str, port: int, registry: CollectorRegistry, health: Health, deadline_s: float
 ) -> uvicorn.Server:
     import uvicorn
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -82,6 +94,8 @@ def _http_server(
     from starlette.requests import Request
     from starlette.responses import PlainTextResponse, Response
     from starlette.routing import Route
+
+    from dicom_xai.telemetry.patience import BACKLOG, patient_for
 
     def metrics(_: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
@@ -98,6 +112,14 @@ def _http_server(
         routes=[Route("/metrics", metrics), Route("/livez", livez), Route("/readyz", readyz)]
     )
     config = uvicorn.Config(
-        app, host=host, port=port, log_config=None, access_log=False, lifespan="off"
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        http=patient_for(deadline_s),
+        headers=[("Connection", "close")],
+        backlog=BACKLOG,
     )
     return uvicorn.Server(config)
