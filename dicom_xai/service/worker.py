@@ -230,11 +230,12 @@ class Worker:
         """Whatever goes wrong inside is the answer to this job alone."""
         job = watch.job
         try:
-            yield
+            try:
+                yield
+            except (StudyError, ConfigError) as error:
+                self._answers.failed(job, self._notes(watch, error), error)
         except TransientError as error:
             self._answers.later(job, str(error))
-        except (StudyError, ConfigError) as error:
-            self._answers.failed(job, self._notes(watch, error), error)
         except Exception as error:  # one odd study must not end the role
             self._context.log.exception(
                 Event.JOB_FAILED, error, job=job.job_id, route=job.route, model=job.model

@@ -1,0 +1,74 @@
+"""The worker goes on when the end of a job cannot be written down."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from dicom_xai.audit import Recorder
+from dicom_xai.config import load
+from dicom_xai.ledger import Ledger
+from dicom_xai.service.role import Context
+from dicom_xai.service.worker import Worker
+from dicom_xai.spool import Spool
+from dicom_xai.study import Per
+from dicom_xai.telemetry import Log, Metrics
+from tests.make.books import rows, wait_until
+from tests.make.config_files import Folder
+from tests.make.ledger import an_instance, receive, url_in, wanted
+from tests.make.studies import a_radiograph
+
+#: More than any disk has.
+ALL_OF_IT = 10**18
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[Context]:
+    """Of a config whose one route is off, so that no model is loaded."""
+    folder = Folder(tmp_path / "config")
+    folder.spoil("routes.yaml", "trigger: instance", "trigger: instance\n    enabled: false")
+    config, _ = load(folder.write())
+    metrics, log = Metrics(CollectorRegistry()), Log(io.StringIO())
+    ledger = Ledger(url_in(tmp_path))
+    yield Context(
+        config=config,
+        ledger=ledger,
+        spool=Spool(tmp_path / "spool"),
+        metrics=metrics,
+        log=log,
+        audit=Recorder(config.service.audit, "worker", metrics, log),
+    )
+    ledger.close()
+
+
+@pytest.mark.promise("D5")
+def test_a_note_that_finds_no_room_is_made_later_and_the_worker_goes_on(
+    context: Context, tmp_path: Path
+) -> None:
+    file = a_radiograph().files[0]
+    stored = replace(an_instance(), spool_key=context.spool.put([file]), size_bytes=len(file))
+    route = context.config.routes.routes[0]
+    want = wanted(stored, Per.INSTANCE, route=route.name, digest="not loaded any more")
+    receive(context.ledger, stored, replace(want, route_json=route.model_dump_json(by_alias=True, exclude_none=True)))
+    context.spool.keep_free(ALL_OF_IT)
+    worker = Worker(context, "cpu")
+    worker.start()
+    try:
+        wait_until(lambda: "no room" in str(the_job(tmp_path)["note"]), "given back")
+        worker.tick()
+        assert the_job(tmp_path)["state"] == "queued"
+        context.spool.keep_free(0)
+        wait_until(lambda: the_job(tmp_path)["state"] == "failed", "answered")
+    finally:
+        worker.stop(10.0)
+    assert [row["kind"] for row in rows(tmp_path, "SELECT kind FROM result")] == ["note"]
+
+
+def the_job(folder: Path) -> dict[str, object]:
+    [job] = rows(folder, "SELECT state, note FROM job")
+    return job
