@@ -54,7 +54,11 @@ def test_a_note_that_finds_no_room_is_made_later_and_the_worker_goes_on(
     stored = replace(an_instance(), spool_key=context.spool.put([file]), size_bytes=len(file))
     route = context.config.routes.routes[0]
     want = wanted(stored, Per.INSTANCE, route=route.name, digest="not loaded any more")
-    receive(context.ledger, stored, replace(want, route_json=route.model_dump_json(by_alias=True, exclude_none=True)))
+    receive(
+        context.ledger,
+        stored,
+        replace(want, route_json=route.model_dump_json(by_alias=True, exclude_none=True)),
+    )
     context.spool.keep_free(ALL_OF_IT)
     worker = Worker(context, "cpu")
     worker.start()
