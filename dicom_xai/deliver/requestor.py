@@ -101,13 +101,13 @@ def why_not(association: Association, limits: Timeouts, *, has_tls: bool) -> str
         return f"rejected the association: {answer.result_str}, {answer.reason_str}"
     if association.rejected_contexts:
         return "agreed to none of the presentation contexts"
-    is_connected = association.dul.socket.socket is not None
-    if not is_connected and has_tls:
+    was_made = association.dul.socket.was_made
+    if not was_made and has_tls:
         return (
             "refused the connection, or did not begin TLS in "
             f"{limits.connect_s:g} s; does it speak TLS on this port?"
         )
-    if not is_connected:
+    if not was_made:
         return f"refused the connection or did not take it in {limits.connect_s:g} s"
     return f"took the connection and agreed to no association in {limits.associate_s:g} s"
 
@@ -132,8 +132,12 @@ class Connection(AssociationSocket):  # type: ignore[misc]
     """pynetdicom's connection: eager, never blocked for longer than `stall_s`, always closed.
 
     Without the limit a peer that stops reading holds a C-STORE for ever, whatever the other
-    timeouts; without the closing a connection that never came about leaks its descriptor.
+    timeouts; without the closing a connection that never came about leaks its descriptor. And
+    pynetdicom takes a connection that is closed again when it looks for one that was refused: a
+    rejection may be that quick.
     """
+
+    was_made = False  #: the peer took the connection, whatever became of it
 
     def __init__(
         self,
@@ -146,6 +150,14 @@ class Connection(AssociationSocket):  # type: ignore[misc]
         self.tls_args = tls_args
         self._stall_s = stall_s
         self._last: socket.socket | None = None
+
+    @property
+    def _is_connected(self) -> bool:
+        return self.was_made
+
+    @_is_connected.setter
+    def _is_connected(self, is_connected: bool) -> None:
+        self.was_made = self.was_made or is_connected
 
     @property
     def tls_problem(self) -> str:

@@ -9,12 +9,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from pynetdicom import AE
-from pynetdicom.sop_class import Verification
 
 from dicom_xai.audit.recorder import person
 from dicom_xai.audit.trail import verify
 from dicom_xai.demo.site import Site
+from tests.make.associations import rejection
 from tests.make.audit_schema import faults_of
 from tests.make.books import jobs_of, wait_for_jobs, wait_until
 from tests.make.certificates import Authority
@@ -69,7 +68,7 @@ def test_a_day_of_a_service_is_in_the_trail_and_at_the_collector(
         [file] = [changed(each, PatientID="QX-17") for each in study.files]
         assert site.send([file]) == [0x0000]
         wait_for_jobs(site, study_of(study))
-        assert _is_turned_away(site)
+        assert rejection(site.port, calling="STRANGER", called="NOBODY") == (1, 1, 7)
         job = str(jobs_of(site, study_of(study))[0]["id"])
         assert command(site, "ledger", "retry", job).returncode == 0
         assert command(site, "ledger", "skip", "999").returncode == 1
@@ -113,11 +112,3 @@ def test_a_day_of_a_service_is_in_the_trail_and_at_the_collector(
     first = collector.frames[0]
     assert b"Application Start" in first
     assert all(frame.startswith(b"<85>1 ") for frame in collector.frames)
-
-
-def _is_turned_away(site: Site) -> bool:
-    ae = AE("STRANGER")
-    ae.add_requested_context(Verification)
-    assoc = ae.associate("127.0.0.1", site.port, ae_title="NOBODY")
-    assoc.dul.join(timeout=5)
-    return bool(assoc.is_rejected)

@@ -308,6 +308,17 @@ def negotiated(port: int, **request: object) -> socket.socket:
     return sock
 
 
+def rejection(port: int, **request: object) -> tuple[int, ...]:
+    """Result, source and reason of the A-ASSOCIATE-RJ that a request is answered with.
+
+    By a bare connection: pynetdicom's requestor may take a quick rejection for no connection.
+    """
+    with connected(port, association_request(**request)) as sock:  # type: ignore[arg-type]
+        answer = next_pdu(sock)
+    assert answer[:1] == b"\x03"
+    return tuple(answer[7:10])
+
+
 def next_pdu(sock: socket.socket) -> bytes:
     """One PDU, or nothing once the peer has closed."""
     try:

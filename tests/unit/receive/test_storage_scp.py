@@ -44,6 +44,7 @@ from tests.make.associations import (
     negotiated,
     next_pdu,
     ready_to_send,
+    rejection,
     store,
     store_request,
     wait_until_all_have_ended,
@@ -272,10 +273,8 @@ def test_an_object_of_another_class_than_agreed_is_refused() -> None:
 
 def test_a_wrong_called_ae_title_is_rejected_with_that_reason() -> None:
     door = Shelf()
-    with listening(door) as scp, associated(scp.ports[0], called="SOMEBODY") as assoc:
-        assert assoc.is_rejected
-        answer = assoc.acceptor.primitive
-        assert (answer.result, answer.result_source, answer.diagnostic) == (1, 1, 7)
+    with listening(door) as scp:
+        assert rejection(scp.ports[0], called="SOMEBODY") == (1, 1, 7)
     ((reason, sender),) = door.refusals
     assert (reason, sender.called_ae_title) == ("called-ae", "SOMEBODY")
 
@@ -297,12 +296,13 @@ def test_calling_ae_title_and_network_must_match_as_a_pair(
 ) -> None:
     door = Shelf()
     pairs = tuple(Allowed(ae_title=title, network=network) for title, network in allow)
-    with listening(door, allow=pairs) as scp, associated(scp.ports[0]) as assoc:
-        assert assoc.is_established == may_come
-        if not may_come:
-            answer = assoc.acceptor.primitive
-            assert (answer.result, answer.result_source, answer.diagnostic) == (1, 1, 3)
-            assert door.reasons() == ["not-allowed"]
+    with listening(door, allow=pairs) as scp:
+        if may_come:
+            with associated(scp.ports[0]) as assoc:
+                assert assoc.is_established
+        else:
+            assert rejection(scp.ports[0], calling="SENDER") == (1, 1, 3)
+    assert door.reasons() == ([] if may_come else ["not-allowed"])
 
 
 @pytest.mark.promise("N11")
@@ -342,9 +342,7 @@ def test_an_association_above_a_limit_is_rejected_and_room_comes_back(
             assert one.is_established
             assert two.is_established
             assert scp.associations == 2
-            with associated(port) as three:
-                answer = three.acceptor.primitive
-                assert (answer.result, answer.result_source, answer.diagnostic) == (2, 3, 2)
+            assert rejection(port) == (2, 3, 2)
         assert door.reasons() == [reason]
         # the releases may still be on their way out
         assert any(_is_let_in(port) for _ in range(100))
@@ -364,8 +362,7 @@ def test_two_listeners_have_their_own_ports_and_titles() -> None:
     with listening(door, listeners=listeners) as scp:
         routine, stat = scp.ports
         assert store(stat, an_image(), called="STAT") == [0x0000]
-        with associated(routine, called="STAT") as assoc:
-            assert assoc.is_rejected
+        assert rejection(routine, called="STAT") == (1, 1, 7)
     assert door.arrivals[0].sender.called_ae_title == "STAT"
 
 
