@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import pwd
 import threading
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from dicom_xai.audit.messages import Message, Participant, node_refused
 from dicom_xai.audit.syslog import Forwarder
 from dicom_xai.audit.trail import Trail
-from dicom_xai.telemetry import Event
+from dicom_xai.telemetry import Event, Gathered
 from dicom_xai.tls import Rotation
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 #: Refusals are written after the first of these pauses; the pause doubles while they go on.
 FIRST_GATHER_S, LONGEST_GATHER_S = 1.0, 60.0
-#: So many kinds of refusal (reason, who, from where) are told apart between two writes.
-MOST_KINDS = 50
 #: A node that nobody can tell from the others any more.
 _OTHERS = Participant("others")
 
@@ -64,7 +61,7 @@ class Recorder:
         self._metrics = metrics
         self._log = log
         self._trail = Trail(config.directory, config.rotate_bytes, config.rotate_days)
-        self._refusals: Counter[tuple[str, Participant]] = Counter()
+        self._refusals: Gathered[tuple[str, Participant]] = Gathered(_with_the_others)
         self._news = threading.Condition()
         self._is_stopping = False
         self._gatherer = threading.Thread(target=self._gather, name="audit", daemon=True)
@@ -106,10 +103,7 @@ class Recorder:
     def refused(self, reason: str, node: Participant) -> None:
         """Somebody was turned away; written soon, equal ones together. Never waits for the disk."""
         with self._news:
-            kind = (reason, node)
-            if kind not in self._refusals and len(self._refusals) >= MOST_KINDS:
-                kind = (reason, _OTHERS)
-            self._refusals[kind] += 1
+            self._refusals.add((reason, node))
             self._news.notify_all()
 
     def _gather(self) -> None:
@@ -117,15 +111,19 @@ class Recorder:
         is_ending = False
         while not is_ending:
             with self._news:
-                self._news.wait_for(lambda: self._is_stopping or self._refusals)
+                self._news.wait_for(lambda: self._is_stopping or bool(self._refusals))
                 self._news.wait_for(lambda: self._is_stopping, pause_s)
                 is_ending = self._is_stopping
-                gathered, self._refusals = self._refusals, Counter()
+                gathered = self._refusals.take()
             for (reason, node), count in gathered.items():
                 self.record(node_refused(self.process, node, reason, count))
             with self._news:
                 is_quiet = not self._refusals
             pause_s = FIRST_GATHER_S if is_quiet else min(2 * pause_s, LONGEST_GATHER_S)
+
+
+def _with_the_others(kind: tuple[str, Participant]) -> tuple[str, Participant]:
+    return kind[0], _OTHERS
 
 
 def machine() -> str:

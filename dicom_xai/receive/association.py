@@ -7,7 +7,6 @@ requests sent ahead wait in TCP's window (PS3.7 D.3.3.3: one operation at a time
 
 from __future__ import annotations
 
-import logging
 import socket
 import ssl
 import threading
@@ -42,8 +41,6 @@ from dicom_xai.receive.upper_layer import (
 
 if TYPE_CHECKING:
     from pynetdicom.presentation import PresentationContext
-
-log = logging.getLogger(__name__)
 
 #: A data set is handed on in parts of this size.
 PART_BYTES = 131_072
@@ -98,8 +95,9 @@ class Hooks:
     report: Callable[[Association], Reporting | None]
     #: The peer answered the report; True when it took it.
     reported: Callable[[Association, bool], None]
-    #: Something was turned away: a reason of a closed set, and the peer's address.
-    noted: Callable[[str, str], None]
+    #: Something was turned away: a reason of a closed set, the peer's address, and what stands
+    #: behind the reason.
+    noted: Callable[[str, str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +185,9 @@ class Association(threading.Thread):
         """Told to end; its thread may still be at it."""
         return self._wire.is_ending
 
-    def note(self, reason: str) -> None:
+    def note(self, reason: str, detail: str = "") -> None:
         """Tell the owner why this connection is turned away."""
-        self._hooks.noted(reason, self.source_address)
+        self._hooks.noted(reason, self.source_address, detail)
 
     def hang_up(self) -> None:
         """End at once."""
@@ -206,11 +204,10 @@ class Association(threading.Thread):
         try:
             self._converse()
         except Ended as end:
-            self._part_ways(end)
-        except Exception as error:  # noqa: BLE001 - logged, its message apart
+            self._part_ways(end, self._wire.tls_problem if end.reason == "tls" else "")
+        except Exception as error:  # noqa: BLE001 - noted, its message apart
             # our bug, or hostile bytes that got past every check: this association ends, no other
-            log.error("association failed: %s", trace_of(error))
-            self._part_ways(Breach())
+            self._part_ways(Breach("failed"), trace_of(error))
         finally:
             try:
                 self._end(released=False)
@@ -282,12 +279,10 @@ class Association(threading.Thread):
         self._wire.send(answer)
         return True
 
-    def _part_ways(self, end: Ended) -> None:
+    def _part_ways(self, end: Ended, detail: str) -> None:
         """Say A-ABORT where somebody may still hear it."""
         if end.reason:
-            self.note(end.reason)
-        if end.reason == "tls":
-            log.warning("TLS with %s failed: %s", self.source_address, self._wire.tls_problem)
+            self.note(end.reason, detail)
         if isinstance(end, Breach) or self.is_ending or end.reason == "stalled":
             try:
                 self._wire.send(ABORT)

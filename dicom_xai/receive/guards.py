@@ -26,7 +26,6 @@ Threads: one accept loop for each `Server`, one thread for each connection. Only
 from __future__ import annotations
 
 import errno
-import logging
 import socket
 import threading
 import time
@@ -38,14 +37,14 @@ from dicom_xai.receive.association import Association, Hooks, Terms
 from dicom_xai.receive.upper_layer import LINGER_S
 from dicom_xai.tls import Credentials
 
-log = logging.getLogger(__name__)
-
 #: A half-open connection younger than this is not closed for the sake of another, seconds.
 YOUNG_S = 1.0
 #: How many connections may still be closing above the limit.
 DYING = 64
 #: Connections that the kernel holds for us until we accept them.
 BACKLOG = 256
+#: The address of a peer that was not accepted yet.
+NOBODY = "0.0.0.0"
 #: The accept loop's pause when the process has no descriptor left, seconds.
 OUT_OF_DESCRIPTORS_S = 0.05
 
@@ -214,24 +213,24 @@ class Server:
                 continue
             try:
                 self._take(connection, address[0])
-            except Exception as error:  # noqa: BLE001 - logged, its message apart
+            except Exception as error:  # noqa: BLE001 - noted, its message apart
                 # a connection that could not be set up; the listener goes on
                 connection.close()
-                log.error("a connection could not be set up: %s", trace_of(error))
+                self._hooks.noted("failed", address[0], trace_of(error))
 
     def _pause_after(self, error: OSError) -> None:
         """Without descriptors the socket stays readable: do not spin."""
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            self._hooks.noted("connection-limit", "0.0.0.0")
+            self._hooks.noted("connection-limit", NOBODY, "no file descriptor is left")
         elif error.errno != errno.ECONNABORTED:
-            log.error("accepting a connection failed: %s", trace_of(error))
+            self._hooks.noted("failed", NOBODY, trace_of(error))
         time.sleep(OUT_OF_DESCRIPTORS_S)
 
     def _take(self, connection: socket.socket, source_address: str) -> None:
         """Start the thread of one connection, if it is worth one."""
         if not self._gate.has_room(source_address):
             connection.close()
-            self._hooks.noted("connection-limit", source_address)
+            self._hooks.noted("connection-limit", source_address, "there are too many already")
             return
         tls = None if self._credentials is None else self._credentials.context()
         association = Association(
@@ -249,4 +248,4 @@ class Server:
         except RuntimeError:  # no more threads
             self._gate.leave(association)
             association.discard()
-            self._hooks.noted("connection-limit", source_address)
+            self._hooks.noted("connection-limit", source_address, "no thread is left")

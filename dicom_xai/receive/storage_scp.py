@@ -164,8 +164,9 @@ class StorageSCP:
     door : Door
         Where objects go.
     refused : callable
-        Told of every refusal with a reason of a closed set, for metrics: those of `RefusedError`,
-        and ``called-ae``, ``not-allowed``, ``association-limit``, ``source-limit``,
+        Told of every refusal: a reason of a closed set, the peer as far as it is known, and what
+        stands behind the reason, for a log. Reasons are those of `RefusedError`, and
+        ``called-ae``, ``not-allowed``, ``association-limit``, ``source-limit``,
         ``connection-limit``, ``half-open``, ``no-association-request``, ``stalled``, ``idle``,
         ``pdu-too-long``, ``unknown-pdu``, ``malformed-pdu``, ``malformed-message``,
         ``message-too-long``, ``not-durable``, ``failed``, ``tls``, ``certificate``.
@@ -184,7 +185,7 @@ class StorageSCP:
         self,
         config: ReceiveConfig,
         door: Door,
-        refused: Callable[[str, Sender], None],
+        refused: Callable[[str, Sender, str], None],
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         rotated: Callable[[Rotation], None] | None = None,
     ) -> None:
@@ -315,13 +316,13 @@ class StorageSCP:
             listener=f"{host}:{port}",
         )
 
-    def _noted(self, reason: str, source_address: str) -> None:
-        self._tell(reason, Sender("", "", _plain(source_address)))
+    def _noted(self, reason: str, source_address: str, detail: str) -> None:
+        self._tell(reason, Sender("", "", _plain(source_address)), detail)
 
-    def _tell(self, reason: str, sender: Sender) -> None:
+    def _tell(self, reason: str, sender: Sender, detail: str = "") -> None:
         """Report a refusal; a listener must not end because nobody could count it."""
         try:
-            self._on_refused(reason, sender)
+            self._on_refused(reason, sender, detail)
         except Exception as error:  # noqa: BLE001 - logged, its message apart
             log.error("a refusal could not be reported: %s", trace_of(error))
 
@@ -344,18 +345,15 @@ class StorageSCP:
         except Ended:
             raise
         except RefusedError as error:
-            self._tell(error.reason, sender)
-            log.warning("object refused: %s", error)
+            self._tell(error.reason, sender, str(error))
             return Answer(status_of(error), str(error))
         except (TransientError, OSError) as error:
             # our ledger or disk, not the object: the sender should come back
-            self._tell("not-durable", sender)
-            log.error("object could not be made durable: %s", trace_of(error))
+            self._tell("not-durable", sender, trace_of(error))
             return Answer(Status.OUT_OF_RESOURCES)
-        except Exception as error:  # noqa: BLE001 - logged, its message apart
+        except Exception as error:  # noqa: BLE001 - noted, its message apart
             # our bug must not look like success, nor like the object's fault
-            self._tell("failed", sender)
-            log.error("object could not be handled: %s", trace_of(error))
+            self._tell("failed", sender, trace_of(error))
             return Answer(Status.PROCESSING_FAILURE)
         return Answer(Status.SUCCESS, then=then)
 
@@ -451,15 +449,13 @@ class StorageSCP:
                 return Answer(Status.SUCCESS)
             return Answer(Status.INVALID_ARGUMENT_VALUE, "no such transaction")
         except CannotUnderstandError as error:
-            self._tell(error.reason, sender)
+            self._tell(error.reason, sender, str(error))
             return Answer(Status.INVALID_ARGUMENT_VALUE, str(error))
         except (TransientError, OSError) as error:
-            self._tell("not-durable", sender)
-            log.error("storage commitment could not be made durable: %s", trace_of(error))
+            self._tell("not-durable", sender, trace_of(error))
             return Answer(Status.RESOURCE_LIMITATION)
-        except Exception as error:  # noqa: BLE001 - logged, its message apart
-            self._tell("failed", sender)
-            log.error("storage commitment could not be handled: %s", trace_of(error))
+        except Exception as error:  # noqa: BLE001 - noted, its message apart
+            self._tell("failed", sender, trace_of(error))
             return Answer(Status.PROCESSING_FAILURE)
 
     def _report(self, association: Association) -> Reporting | None:

@@ -20,9 +20,10 @@ from dicom_xai.receive import completion
 from dicom_xai.receive.storage_scp import Arrival, StorageSCP, TransferEnd
 from dicom_xai.route.match import tags_of
 from dicom_xai.route.plan import plan_instance, unit_of
-from dicom_xai.service.audited import SECURITY_REASONS, Tally, node_of, note_received
+from dicom_xai.service.audited import Tally, note_received
 from dicom_xai.service.commitments import take_report
 from dicom_xai.service.pressure import Pressure, limits_of
+from dicom_xai.service.refusals import Refusals
 from dicom_xai.service.reports import REPORT_LEASE_S, note_reported
 from dicom_xai.service.role import Context, report_rotation, watch_certificate
 from dicom_xai.spool import Draft
@@ -76,6 +77,7 @@ class Receiver:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._policy = _policy(context.config)
+        self._refusals = Refusals(context)
         self._scp = self._make_scp(context.config)
         self._pressure = Pressure(context.ledger, limits_of(context.config.service))
         self._bell = context.ledger.listen("receiver")
@@ -111,6 +113,7 @@ class Receiver:
 
     def tick(self) -> None:
         """Keep the associations' leases and the clock; forget what is old."""
+        self._refusals.tick()
         if self._failure is not None:
             raise self._failure
         self._context.metrics.associations.set(self._scp.associations)
@@ -176,6 +179,7 @@ class Receiver:
     def stop(self, grace_s: float) -> None:
         """Stop listening, let associations end, stop the completion loop."""
         self._scp.stop(grace_s)
+        self._refusals.end()
         self._stopping.set()
         self._context.ledger.ring("receiver")
         if self._loop.is_alive():
@@ -184,7 +188,7 @@ class Receiver:
 
     def _make_scp(self, config: Config) -> StorageSCP:
         report = partial(report_rotation, self._context.metrics, self._context.log)
-        return StorageSCP(config.service.receive, self, self._refused, rotated=report)
+        return StorageSCP(config.service.receive, self, self._refusals.add, rotated=report)
 
     # -------------------------------------------------------------- the door
 
@@ -345,12 +349,6 @@ class Receiver:
         return take_report(self._context, report, reporters)
 
     # -------------------------------------------------------------- routing
-
-    def _refused(self, reason: str, sender: Sender) -> None:
-        self._context.metrics.instances_refused.labels(reason).inc()
-        self._context.log.warning(Event.INSTANCE_REFUSED, reason=reason, listener=sender.listener)
-        if reason in SECURITY_REASONS:
-            self._context.audit.refused(reason, node_of(sender))
 
     def _route(self, arrival: Arrival) -> tuple[Disposition, list[Wanted], str]:
         """What becomes of an instance, and which routes want its unit."""

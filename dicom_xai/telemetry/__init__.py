@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dicom_xai.telemetry.face import HTTPFace
+from dicom_xai.telemetry.gathered import Gathered
 from dicom_xai.telemetry.log import (
     FIELDS,
     Event,
@@ -32,6 +33,7 @@ __all__ = [
     "TRIAGE_BUCKETS",
     "BuildCollector",
     "Event",
+    "Gathered",
     "HTTPFace",
     "LedgerCollector",
     "LedgerState",

@@ -33,7 +33,6 @@ class Event(StrEnum):
     AUDIT_LOST = "audit-lost"  #: the trail's file could not be written
     AUDIT_UNREACHABLE = "audit-unreachable"  #: the collector; the file goes on
     LISTENING = "listening"
-    ASSOCIATION_REFUSED = "association-refused"
     BACK_PRESSURE = "back-pressure"
     INSTANCE_STORED = "instance-stored"
     INSTANCE_REFUSED = "instance-refused"

@@ -106,6 +106,7 @@ class Shelf:
         self.data_sets: list[bytes] = []
         self.ends: list[tuple[int, TransferEnd]] = []
         self.refusals: list[tuple[str, Sender]] = []
+        self.details: list[str] = []
         self.transfers = 0
         self.requests: list[tuple[CommitmentRequest, Sender]] = []
         self.reports: list[tuple[CommitmentReport, Sender]] = []
@@ -176,10 +177,11 @@ class Shelf:
             self.reports.append((report, sender))
         return report.transaction_uid != UNKNOWN_TRANSACTION
 
-    def refused(self, reason: str, sender: Sender) -> None:
+    def refused(self, reason: str, sender: Sender, detail: str) -> None:
         """Note it."""
         with self._changed:
             self.refusals.append((reason, sender))
+            self.details.append(detail)
             self._changed.notify_all()
 
     def reasons(self) -> list[str]:

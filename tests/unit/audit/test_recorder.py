@@ -9,10 +9,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from dicom_xai.audit import Participant, Recorder, messages, recorder
-from dicom_xai.audit.recorder import MOST_KINDS, person
+from dicom_xai.audit.recorder import person
 from dicom_xai.audit.trail import Follower
 from dicom_xai.config import AuditConfig
 from dicom_xai.telemetry import Log, Metrics
+from dicom_xai.telemetry.gathered import MOST_KINDS
 from tests.make.audit_schema import faults_of
 from tests.make.books import wait_until
 

@@ -232,9 +232,7 @@ def test_requests_sent_ahead_stay_on_the_wire() -> None:
         hold.set()
 
 
-def test_a_malformed_command_set_ends_in_an_abort_and_no_traceback(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_malformed_command_set_ends_in_an_abort_and_no_traceback() -> None:
     door = Shelf()
     fragments = [b"", b"\x03", b"\x03" + b"\xff" * 20, b"\x03" + bytes(8)]
     with listening(door) as scp:
@@ -246,12 +244,11 @@ def test_a_malformed_command_set_ends_in_an_abort_and_no_traceback(
                 assert is_closed(sock)
         assert is_served(scp.ports[0])
     assert set(door.reasons()) <= {"malformed-message", "malformed-pdu"}
-    assert len(door.reasons()) == len(fragments)
-    assert [record for record in caplog.records if record.name.startswith("dicom_xai")] == []
+    assert door.details == [""] * len(fragments)
 
 
 @pytest.mark.promise("N7")
-def test_damaged_messages_end_their_own_association_only(caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_messages_end_their_own_association_only() -> None:
     door = Shelf()
     rng = random.Random(3)
     request, data = association_request([CTImageStorage, Verification]), whole_store()
@@ -267,8 +264,7 @@ def test_damaged_messages_end_their_own_association_only(caplog: pytest.LogCaptu
                 while next_pdu(sock):
                     pass
         assert is_served(port)
-    tracebacks = [r for r in caplog.records if r.name.startswith("dicom_xai") and r.exc_info]
-    assert tracebacks == []
+    assert "failed" not in door.reasons()
 
 
 def item(kind: int, value: bytes) -> bytes:
@@ -308,7 +304,7 @@ def test_a_stranger_is_rejected_whatever_follows_its_name() -> None:
     assert door.reasons() == ["called-ae"]
 
 
-def test_a_peer_that_resets_at_once_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_peer_that_resets_at_once_is_no_error() -> None:
     door = Shelf()
     with listening(door) as scp:
         for _ in range(100):
@@ -316,7 +312,7 @@ def test_a_peer_that_resets_at_once_is_no_error(caplog: pytest.LogCaptureFixture
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
         assert is_served(scp.ports[0])
-    assert [record for record in caplog.records if record.name.startswith("dicom_xai")] == []
+    assert "failed" not in door.reasons()
 
 
 @pytest.mark.promise("N5")

@@ -200,13 +200,12 @@ def test_what_the_door_raises_becomes_the_answer(
         assert assoc.send_c_store(ready_to_send(an_image())).Status == 0x0000
 
 
-def test_an_unforeseen_error_is_logged_with_its_stack_and_without_its_message(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_an_unforeseen_error_is_told_with_its_stack_and_without_its_message() -> None:
     door = Shelf(ValueError("cannot use PatientName Doe^Nobody"))
     with listening(door) as scp:
         assert store(scp.ports[0], an_image()) == [0x0110]
-    text = "\n".join(r.getMessage() for r in caplog.records if r.name.startswith("dicom_xai"))
+    assert door.reasons() == ["failed"]
+    [text] = door.details
     assert "ValueError" in text
     assert "accept" in text
     assert "Doe" not in text
@@ -227,7 +226,7 @@ def test_a_door_that_cannot_note_an_end_loses_no_later_association() -> None:
 
 def test_a_refusal_that_nobody_can_count_ends_no_listener() -> None:
     class Uncounted(Shelf):
-        def refused(self, reason: str, sender: object) -> None:
+        def refused(self, reason: str, sender: object, detail: str) -> None:
             raise RuntimeError("the registry is gone")
 
     with listening(Uncounted(), acse_timeout_s=60, max_per_source=1) as scp:

@@ -101,6 +101,7 @@ def test_nobody_gets_in_without_a_certificate_that_is_taken(
         plain.close()
         door.wait("refusals", 4)
     assert door.reasons() == ["tls"] * 4
+    assert sum("certificate" in why for why in door.details) == 3
     assert (door.transfers, door.arrivals) == (0, [])
 
 
