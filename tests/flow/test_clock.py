@@ -1,4 +1,9 @@
-"""Somebody sets the wall clock by an hour while a study comes, is worked on, waits to be sent."""
+"""Somebody sets the wall clock by an hour while a study comes, is worked on, waits to be sent.
+
+The clock is a shim of our own (`tests/make/clock.c`). Debian's libfaketime 0.9.10 would set it too,
+but under it clock_nanosleep fails with EINVAL, and with that Python's own `time.sleep`: no process
+of ours would live long enough to be tested.
+"""
 
 from __future__ import annotations
 
