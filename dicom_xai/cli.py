@@ -20,7 +20,16 @@ from rich.console import Console
 from rich.table import Table
 
 from dicom_xai import __version__
-from dicom_xai.config import Config, ModelCard, load, nearest, parse, parse_address
+from dicom_xai.config import (
+    ClientTLS,
+    Config,
+    Destination,
+    ModelCard,
+    load,
+    nearest,
+    parse,
+    parse_address,
+)
 from dicom_xai.errors import ConfigError, DicomXaiError
 from dicom_xai.ledger import Ledger
 from dicom_xai.service.role import RoleName
@@ -242,15 +251,54 @@ def explain_model(
 @app.command()
 def send(
     files: Annotated[list[Path], typer.Argument(help="DICOM files or folders.", exists=True)],
-    to: Annotated[str, typer.Option("--to", help="AE@HOST:PORT, for example PACS@10.0.0.5:104.")],
-    calling: Annotated[str, typer.Option(help="Our AE title.")] = "DICOM_XAI",
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", help="AE@HOST:PORT, as PACS@10.0.0.5:104, or a destination of the config."
+        ),
+    ],
+    calling: Annotated[
+        str | None, typer.Option(help="Our AE title towards an address; default: DICOM_XAI.")
+    ] = None,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-ca", help="PEM: who signs the certificate at the address. Turns TLS on."
+        ),
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None,
+        typer.Option("--tls-certificate", help="PEM: ours, where the address asks for one."),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", help="PEM: its key, mode 0600 or 0640.")
+    ] = None,
+    tls_name: Annotated[
+        str | None,
+        typer.Option("--tls-name", help="The name in its certificate, where that is not HOST."),
+    ] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """Send DICOM files by C-STORE over one association, and show each answer."""
+    """Send DICOM files by C-STORE over one association, and show each answer.
+
+    To a destination of the config, by its name, with the terms that stand there: AE titles and TLS.
+    To any other address with those of the options; plain without --tls-ca.
+    """
     from dicom_xai.deliver.by_hand import send_files
     from dicom_xai.dimse import answer_of
 
+    tls = _tls(tls_ca, tls_certificate, tls_key, tls_name)
+    if "@" in to:
+        destination = parse_address(to, calling, tls)
+    elif tls is None and calling is None:
+        destination = _destination(to, config)
+    else:
+        raise ConfigError(
+            f"--calling and --tls-... are for an address, AE@HOST:PORT; destination {to!r} has its "
+            f"terms in {config}: leave them out, or change them there"
+        )
     worst = 0
-    for sent in send_files(_files(files), to, parse_address(to, calling)):
+    for sent in send_files(_files(files), to, destination):
         if sent.receipt is None:
             words, worst = f"not sent: {sent.problem}", 1
         else:
@@ -465,6 +513,33 @@ def _card(name: str, folder: Path | None) -> ModelCard:
             raise ConfigError(f"--model: no card {name!r} in {where}{near}")
         card, _ = parse(where / f"{name}.yaml", ModelCard)
         return card.model_copy(update={"file": (where / card.file).resolve()})
+
+
+def _destination(name: str, config: Path) -> Destination:
+    """A destination of the config by its name."""
+    known = load(config)[0].service.destinations
+    if name not in known:
+        near = nearest(name, list(known)) or f"; known: {', '.join(known) or 'none'}"
+        raise ConfigError(
+            f"--to: no destination {name!r} in {config}{near}; another address is AE@HOST:PORT"
+        )
+    return known[name]
+
+
+def _tls(
+    ca: Path | None, certificate: Path | None, key: Path | None, name: str | None
+) -> ClientTLS | None:
+    """The terms that the options of an address say; None when they say nothing."""
+    if (certificate is None) != (key is None):
+        raise ConfigError("--tls-certificate and --tls-key go together: give both, or none")
+    if ca is not None:
+        return ClientTLS(ca=ca, certificate=certificate, private_key=key, server_name=name)
+    if certificate is not None or name is not None:
+        raise ConfigError(
+            "--tls-ca is missing: it says whose certificate is taken, and without it nothing is "
+            "sent by TLS"
+        )
+    return None
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:

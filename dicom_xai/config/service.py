@@ -273,8 +273,18 @@ class ServiceConfig(Section):
         return self
 
 
-def parse_address(text: str, calling_ae_title: str) -> Destination:
+def parse_address(
+    text: str, calling_ae_title: str | None = None, tls: ClientTLS | None = None
+) -> Destination:
     """A destination from ``AE@HOST:PORT``, for commands.
+
+    Parameters
+    ----------
+    text : str
+    calling_ae_title : str, optional
+        Ours; a destination's default where it is None.
+    tls : ClientTLS, optional
+        Plain without it.
 
     Raises
     ------
@@ -283,10 +293,10 @@ def parse_address(text: str, calling_ae_title: str) -> Destination:
     """
     ae_title, _, rest = text.partition("@")
     host, _, port = rest.rpartition(":")
-    values = {"ae_title": ae_title, "host": host, "port": port}
+    values = {"type": "dimse", "ae_title": ae_title, "host": host, "port": port, "tls": tls}
+    if calling_ae_title is not None:
+        values["calling_ae_title"] = calling_ae_title
     try:
-        return Destination.model_validate(
-            {"type": "dimse", "calling_ae_title": calling_ae_title, **values}
-        )
+        return Destination.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"found {text!r}, wanted AE@HOST:PORT") from error
