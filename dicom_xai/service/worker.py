@@ -240,7 +240,17 @@ class Worker:
             self._context.log.exception(
                 Event.JOB_FAILED, error, job=job.job_id, route=job.route, model=job.model
             )
-            self._answers.later(job, f"internal error: {type(error).__name__}")
+            self._answer_unforeseen(job, error)
+
+    def _answer_unforeseen(self, job: Job, error: Exception) -> None:
+        """Try again; where the attempts are used up it was the failing itself that failed."""
+        words = f"internal error: {type(error).__name__}"
+        if job.attempts <= MAX_ATTEMPTS:
+            self._answers.later(job, words)
+            return
+        self._skip_note(job, words)
+        reason = f"{MAX_ATTEMPTS} attempts ended without a result, and without a note: {words}"
+        self._answers.failed(job, (), StudyError(reason))
 
     def _begin(self, watch: Watch) -> pipeline.Begun:
         job, context = watch.job, self._context
@@ -280,10 +290,12 @@ class Worker:
         try:
             return pipeline.fail(watch.job, str(error), self._tools(watch, None))
         except StudyError as unable:
-            self._context.log.warning(
-                Event.RESULT_SKIPPED, job=watch.job.job_id, kind="note", reason=str(unable)
-            )
+            self._skip_note(watch.job, str(unable))
             return ()
+
+    def _skip_note(self, job: Job, reason: str) -> None:
+        self._context.metrics.results_skipped.labels("note", job.route).inc()
+        self._context.log.warning(Event.RESULT_SKIPPED, job=job.job_id, kind="note", reason=reason)
 
     def _tools(self, watch: Watch, model: ServedModel | None) -> pipeline.Tools:
         name = model.card.name if model is not None else ""

@@ -13,8 +13,9 @@ from prometheus_client import CollectorRegistry
 from dicom_xai.audit import Recorder
 from dicom_xai.config import load
 from dicom_xai.ledger import Ledger
+from dicom_xai.service import answers
 from dicom_xai.service.role import Context
-from dicom_xai.service.worker import Worker
+from dicom_xai.service.worker import MAX_ATTEMPTS, Worker
 from dicom_xai.spool import Spool
 from dicom_xai.study import Per
 from dicom_xai.telemetry import Log, Metrics
@@ -71,6 +72,32 @@ def test_a_note_that_finds_no_room_is_made_later_and_the_worker_goes_on(
     finally:
         worker.stop(10.0)
     assert [row["kind"] for row in rows(tmp_path, "SELECT kind FROM result")] == ["note"]
+
+
+@pytest.mark.promise("P6")
+def test_a_job_whose_note_cannot_be_made_either_ends_after_as_many_attempts_as_any(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "RETRY_S", 0.0)
+    instance = an_instance()
+    # its route is in a form that this version cannot read: neither model nor note are to be had
+    receive(context.ledger, instance, wanted(instance, Per.INSTANCE, route="of-long-ago"))
+    worker = Worker(context, "cpu")
+    worker.start()
+    try:
+        wait_until(lambda: the_job(tmp_path)["state"] == "failed", "answered")
+        worker.tick()
+    finally:
+        worker.stop(10.0)
+    [job] = rows(tmp_path, "SELECT attempts, note FROM job")
+    assert job["attempts"] == MAX_ATTEMPTS + 1  # the last one is there to say so
+    assert str(job["note"]).startswith(f"{MAX_ATTEMPTS} attempts ended without a result")
+    assert "ValidationError" in str(job["note"])
+    assert rows(tmp_path, "SELECT kind FROM result") == []
+    counted = context.metrics.registry.get_sample_value
+    name = {"route": "of-long-ago"}
+    assert counted("dicom_xai_studies_total", {**name, "outcome": "StudyError"}) == 1
+    assert counted("dicom_xai_results_skipped_total", {**name, "kind": "note"}) == 1
 
 
 def the_job(folder: Path) -> dict[str, object]:
