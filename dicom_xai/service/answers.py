@@ -19,8 +19,8 @@ from dicom_xai.service.watch import Watch
 from dicom_xai.study import Explanation, Job, Result
 from dicom_xai.telemetry import Event, describe
 
-#: First pause after a transient error; doubled for each further attempt.
-RETRY_S = 0.5
+#: First pause after a transient error; doubled for each further attempt, up to the longest.
+RETRY_S, LONGEST_RETRY_S = 0.5, 60.0
 
 
 class Answers:
@@ -102,7 +102,7 @@ class Answers:
 
     def later(self, job: Job, reason: str) -> None:
         """Give a job back, for what went wrong may pass."""
-        delay_s = RETRY_S * 2 ** (job.attempts - 1)
+        delay_s = min(LONGEST_RETRY_S, RETRY_S * 2.0 ** min(job.attempts - 1, 32))
         self._context.ledger.jobs.retry_later(job, delay_s, reason)
         self._context.log.warning(
             Event.JOB_RETRIED, job=job.job_id, reason=reason, attempts=job.attempts, delay_s=delay_s

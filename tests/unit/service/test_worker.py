@@ -1,4 +1,4 @@
-"""The worker goes on when the end of a job cannot be written down."""
+"""The worker goes on when the end of a job cannot be written down, and so does the job."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dicom_xai.study import Per
 from dicom_xai.telemetry import Log, Metrics
 from tests.make.books import rows, wait_until
 from tests.make.config_files import Folder
-from tests.make.ledger import an_instance, receive, url_in, wanted
+from tests.make.ledger import LEASE_S, an_instance, receive, url_in, wanted
 from tests.make.studies import a_radiograph
 
 #: More than any disk has.
@@ -98,6 +98,20 @@ def test_a_job_whose_note_cannot_be_made_either_ends_after_as_many_attempts_as_a
     name = {"route": "of-long-ago"}
     assert counted("dicom_xai_studies_total", {**name, "outcome": "StudyError"}) == 1
     assert counted("dicom_xai_results_skipped_total", {**name, "kind": "note"}) == 1
+
+
+@pytest.mark.promise("D5")
+def test_what_waits_for_room_for_days_is_tried_again_within_a_minute_of_it(
+    context: Context, tmp_path: Path
+) -> None:
+    instance = an_instance()
+    receive(context.ledger, instance, wanted(instance, Per.INSTANCE))
+    job = context.ledger.jobs.claim(LEASE_S)
+    assert job is not None
+    answers.Answers(context).later(replace(job, attempts=5_000), "no room")
+    waits_until = context.ledger.jobs.next_at()
+    assert waits_until is not None
+    assert 59.0 < waits_until - context.ledger.now() <= 60.0  # a second for a busy machine
 
 
 def the_job(folder: Path) -> dict[str, object]:
