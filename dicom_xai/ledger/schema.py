@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 #: Refused when a database says a number that neither this one nor a migration knows.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 #: From a version to the next, in one transaction at start-up.
 MIGRATIONS: dict[int, tuple[str, ...]] = {
@@ -41,6 +41,12 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE delivery ADD COLUMN committed_at FLOAT",
         "CREATE INDEX delivery_uncommitted ON delivery (destination, ask_at) "
         "WHERE commitment = 'wanted'",
+    ),
+    3: (
+        # there already where the table itself is new
+        "CREATE INDEX IF NOT EXISTS commitment_kept ON commitment (asked_utc)",
+        "CREATE INDEX IF NOT EXISTS commitment_report_kept ON commitment_report (requested_utc) "
+        "WHERE state IN ('reported', 'dead')",
     ),
 }
 
@@ -127,6 +133,7 @@ JOB_IS_LIVE = text("state IN ('queued', 'running')")
 DELIVERY_IS_OPEN = text("state IN ('pending', 'sending')")
 DELIVERY_IS_UNCOMMITTED = text("commitment = 'wanted'")
 REPORT_IS_OPEN = text("state IN ('owed', 'reporting')")
+REPORT_IS_ENDED = text("state IN ('reported', 'dead')")
 
 
 def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
@@ -363,6 +370,7 @@ commitment = Table(
     Column("reason", Text, nullable=False, server_default=""),
     _one_of("state", TransactionState),
     Index("commitment_job", *("job_id", "destination")),
+    Index("commitment_kept", "asked_utc"),
 )
 
 commitment_delivery = Table(
@@ -392,4 +400,5 @@ commitment_report = Table(
     _one_of("state", ReportState),
     UniqueConstraint("ae_title", "transaction_uid", name="one_report_each"),
     Index("commitment_report_open", *("ae_title", "not_before"), sqlite_where=REPORT_IS_OPEN),
+    Index("commitment_report_kept", "requested_utc", sqlite_where=REPORT_IS_ENDED),
 )

@@ -7,7 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Connection, Select, Table, and_, exists, func, or_, select, union_all, update
+from sqlalchemy import (
+    Connection,
+    Select,
+    Table,
+    and_,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    union_all,
+    update,
+)
 
 from dicom_xai import processes
 from dicom_xai.ledger.claims import QUEUES
@@ -16,6 +28,7 @@ from dicom_xai.ledger.schema import (
     DELIVERY_IS_OPEN,
     DELIVERY_IS_UNCOMMITTED,
     JOB_IS_LIVE,
+    REPORT_IS_ENDED,
     TRANSFER_IS_OPEN,
     CandidateState,
     Commitment,
@@ -24,6 +37,9 @@ from dicom_xai.ledger.schema import (
     JobState,
     TransferState,
     candidate,
+    commitment,
+    commitment_delivery,
+    commitment_report,
     delivery,
     instance,
     job,
@@ -258,14 +274,16 @@ class Upkeep:
     # -------------------------------------------------------------- retention
 
     def expire(self, keep_days: float, keep_failed_days: float) -> Expired:
-        """Forget the bytes that nobody needs any more.
+        """Forget the bytes that nobody needs any more, and requests for promises that are over.
 
         A result may go when it is older than `keep_days` and, everywhere, sent (and committed to,
         where that is wanted), skipped or never to be sent. An instance may go when it is as old and
         no unit that waits or runs, and no object still to be sent, needs it; one of a unit that
         failed or is held not before it is older than `keep_failed_days`. The hashes stay in the
-        ledger. At most `EXPIRE_AT_MOST` of each go at once, the oldest first, so that nobody waits
-        long for the database.
+        ledger. Requests for storage commitment go `keep_days` after they were made, ours not while
+        an object that they named waits for a promise, others' not before they are reported or given
+        up. At most `EXPIRE_AT_MOST` of each go at once, the oldest first, so that nobody waits long
+        for the database.
         """
         now = datetime.now(UTC)
         before, long_before = (
@@ -325,6 +343,8 @@ class Upkeep:
                 .outerjoin(job, job.c.candidate_id == candidate.c.id)
                 .where(member.c.instance_id.in_(list(instances)), is_unanswered)
             ).all()
+            _forget_our_requests(connection, before)
+            _forget_others_requests(connection, before)
             return Expired([*results.values(), *instances.values()], len(unanswered))
 
         return self._db.write(run)
@@ -351,3 +371,43 @@ def _release(connection: Connection, expired: Select[tuple[int]], table: Table) 
     keys = {int(row.id): str(row.spool_key) for row in rows}
     connection.execute(update(table).where(table.c.id.in_(list(keys))).values(spool_key=None))
     return keys
+
+
+def _forget_our_requests(connection: Connection, before: str) -> None:
+    waits = (
+        select(delivery.c.id)
+        .join(commitment_delivery, commitment_delivery.c.delivery_id == delivery.c.id)
+        .where(
+            commitment_delivery.c.commitment_id == commitment.c.id,
+            delivery.c.commitment == Commitment.WANTED,
+        )
+    )
+    over = connection.scalars(
+        select(commitment.c.id)
+        .where(commitment.c.asked_utc < before, ~waits.exists())
+        .order_by(commitment.c.asked_utc)
+        .limit(EXPIRE_AT_MOST)
+    ).all()
+    named = select(commitment_delivery.c.delivery_id).where(
+        commitment_delivery.c.commitment_id.in_(over)
+    )
+    # a later request may get the same number
+    connection.execute(
+        update(delivery)
+        .where(delivery.c.id.in_(named), delivery.c.commitment_id.in_(over))
+        .values(commitment_id=None)
+    )
+    connection.execute(
+        delete(commitment_delivery).where(commitment_delivery.c.commitment_id.in_(over))
+    )
+    connection.execute(delete(commitment).where(commitment.c.id.in_(over)))
+
+
+def _forget_others_requests(connection: Connection, before: str) -> None:
+    over = (
+        select(commitment_report.c.id)
+        .where(REPORT_IS_ENDED, commitment_report.c.requested_utc < before)
+        .order_by(commitment_report.c.requested_utc)
+        .limit(EXPIRE_AT_MOST)
+    )
+    connection.execute(delete(commitment_report).where(commitment_report.c.id.in_(over)))

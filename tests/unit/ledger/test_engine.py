@@ -243,12 +243,12 @@ def test_what_is_queued_is_written_before_close_returns(tmp_path: Path) -> None:
     assert len(subjects(tmp_path)) == 50
 
 
-@pytest.mark.parametrize("version", ["0", "4", "none"])
+@pytest.mark.parametrize("version", ["0", "5", "none"])
 def test_another_schema_version_is_refused_and_left_alone(tmp_path: Path, version: str) -> None:
     Database(url_in(tmp_path)).close()
     change(tmp_path, "UPDATE meta SET value = ? WHERE key = 'schema_version'", version)
     change(tmp_path, "DROP TABLE delivery")
-    with pytest.raises(ConfigError, match=f"schema version {version}, this program knows 3"):
+    with pytest.raises(ConfigError, match=f"schema version {version}, this program knows 4"):
         Database(url_in(tmp_path))
     assert rows(tmp_path, "SELECT name FROM sqlite_master WHERE name = 'delivery'") == []
 
@@ -429,4 +429,18 @@ def test_an_older_database_is_brought_to_our_schema(tmp_path: Path) -> None:
     ledger.close()
     # what was sent before is not asked about
     assert rows(tmp_path, "SELECT commitment, asks FROM delivery") == [("none", 0), ("wanted", 1)]
-    assert rows(tmp_path, "SELECT value FROM meta WHERE key = 'schema_version'") == [("3",)]
+    assert rows(tmp_path, "SELECT value FROM meta WHERE key = 'schema_version'") == [("4",)]
+
+
+def test_an_older_database_of_promises_gets_the_indexes_by_which_they_are_forgotten(
+    tmp_path: Path,
+) -> None:
+    Ledger(url_in(tmp_path)).close()
+    named = "SELECT name FROM sqlite_master WHERE name LIKE 'commitment%_kept' ORDER BY name"
+    wanted = [("commitment_kept",), ("commitment_report_kept",)]
+    assert rows(tmp_path, named) == wanted
+    for (name,) in wanted:
+        change(tmp_path, f"DROP INDEX {name}")
+    change(tmp_path, "UPDATE meta SET value = '3' WHERE key = 'schema_version'")
+    Ledger(url_in(tmp_path)).close()
+    assert rows(tmp_path, named) == wanted

@@ -254,6 +254,61 @@ def test_a_death_between_the_row_and_the_request_costs_one_wait(
     assert states(tmp_path) == [("sent", "committed")] * 2
 
 
+LONG_AGO = "2020-01-01T00:00:00.000000+00:00"
+
+
+def age_requests(folder: Path) -> None:
+    change(folder, "UPDATE commitment SET asked_utc = ?", LONG_AGO)
+
+
+def kept_requests(folder: Path) -> list[object]:
+    found = [state for (state,) in rows(folder, "SELECT state FROM commitment ORDER BY id")]
+    named = "SELECT DISTINCT commitment_id FROM commitment_delivery"
+    assert len(rows(folder, named)) == len(found)
+    return found
+
+
+def test_a_request_is_forgotten_after_its_days_when_nothing_of_it_waits(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    sent(ledger)
+    asked(ledger, wait_s=0.0)  # never reported
+    second = asked(ledger, wait_s=0.0)
+    ledger.commitments.not_taken(second, "refused the connection", 0.0)
+    third = asked(ledger)
+    reported(ledger, third, lost=[1])  # one comes again, and waits
+    ledger.deliveries.sent(outgoing(ledger), 0, wants_commitment=True)
+    last = asked(ledger)
+    age_requests(tmp_path)
+    ledger.upkeep.expire(1.0, 2.0)
+    assert kept_requests(tmp_path) == ["overdue", "failed", "reported", "asked"]
+    reported(ledger, last)
+    ledger.upkeep.expire(1.0, 2.0)
+    assert kept_requests(tmp_path) == []
+    assert (
+        rows(tmp_path, "SELECT commitment, commitment_id FROM delivery")
+        == [("committed", None)] * 2
+    )
+
+
+def test_a_request_of_today_is_kept(ledger: Ledger, tmp_path: Path) -> None:
+    sent(ledger)
+    reported(ledger, asked(ledger))
+    ledger.upkeep.expire(1.0, 2.0)
+    assert kept_requests(tmp_path) == ["reported"]
+
+
+def test_a_request_without_a_report_is_kept_while_the_dead_letter_could_be_promised(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    sent(ledger)
+    asking = asked(ledger, wait_s=0.0)
+    assert len(ledger.commitments.give_up("pacs", 1)) == 2
+    age_requests(tmp_path)
+    ledger.upkeep.expire(1.0, 2.0)
+    assert len(reported(ledger, asking).committed) == 2  # late, and still known
+
+
 def test_bytes_stay_until_they_are_committed_to(ledger: Ledger, tmp_path: Path) -> None:
     sent(ledger)
     for table, column in (("result", "created_utc"), ("instance", "received_utc")):

@@ -103,3 +103,28 @@ def test_a_report_that_nobody_can_be_told_is_given_up(ledger: Ledger, tmp_path: 
     assert ledger.reports.give_up_but_to(["MODALITY"], "no address") == []
     assert ledger.reports.give_up_but_to([], "no address") == ["MODALITY"]
     assert rows(tmp_path, "SELECT state, reason FROM commitment_report") == [("dead", "no address")]
+
+
+def test_a_request_of_somebody_is_forgotten_after_its_days_once_it_is_answered_or_given_up(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    def aged() -> list[object]:
+        old = "'2020-01-01T00:00:00.000000+00:00'"
+        change(tmp_path, f"UPDATE commitment_report SET requested_utc = {old}")
+        ledger.upkeep.expire(1.0, 2.0)
+        return [state for (state,) in rows(tmp_path, "SELECT state FROM commitment_report")]
+
+    a_request(ledger)
+    assert aged() == ["owed"]
+    owed = ledger.reports.claim(LEASE_S, ae_title="MODALITY")
+    assert owed is not None
+    assert aged() == ["reporting"]
+    ledger.reports.reported(owed)
+    assert aged() == []
+    a_request(ledger)
+    again = ledger.reports.claim(LEASE_S, ae_title="MODALITY")
+    assert again is not None
+    ledger.reports.give_up(again, "no such host")
+    ledger.upkeep.expire(1.0, 2.0)
+    assert rows(tmp_path, "SELECT state FROM commitment_report") == [("dead",)]  # of today
+    assert aged() == []

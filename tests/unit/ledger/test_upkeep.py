@@ -245,7 +245,12 @@ def test_depths_count_each_unit_where_it_waits(ledger: Ledger) -> None:
 
 # ------------------------------------------------------------------ growth
 
-GROWING = ("instance", "candidate", "candidate_instance", "job", "result", "delivery", "event")
+GROWING = frozenset(
+    """
+    instance candidate candidate_instance job result delivery event
+    commitment commitment_delivery commitment_report
+    """.split()
+)
 
 
 def a_day(ledger: Ledger) -> None:
