@@ -58,6 +58,8 @@ ConfigOption = Annotated[
     typer.Option("--config", "-c", help="The service's config file.", show_default=True),
 ]
 DEFAULT_CONFIG = Path("config/dicom-xai.yaml")
+#: Columns of a table that no terminal shows.
+WIDEST = 2_000
 
 
 def main() -> None:
@@ -365,6 +367,16 @@ def ledger_commitments(config: ConfigOption = DEFAULT_CONFIG) -> None:
         _print_rows(ledger.views.commitments())
 
 
+@ledger_app.command("quarantine")
+def ledger_quarantine(config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """How many images came again with other content, and the newest; `ledger why UID` has more."""
+    with _Opened(config) as ledger:
+        count = ledger.upkeep.depths().quarantined
+        _print_rows(ledger.views.quarantined())
+    if count:
+        out.print(f"{count} in all; they were answered 0x0111 and are not looked at")
+
+
 @ledger_app.command("events")
 def ledger_events(config: ConfigOption = DEFAULT_CONFIG, limit: int = 50) -> None:
     """The history's newest lines."""
@@ -490,10 +502,13 @@ def _print_rows(rows: Sequence[Mapping[str, object]]) -> None:
     if not rows:
         err.print("nothing")
         return
-    table = Table(*rows[0], box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")  # half a UID is none
     for row in rows:
         table.add_row(*("" if value is None else _cell(value) for value in row.values()))
-    out.print(table)
+    # `| grep UID` finds whole lines
+    (out if out.is_terminal else Console(highlight=False, width=WIDEST)).print(table)
 
 
 def _cell(value: object) -> str:

@@ -1,4 +1,5 @@
-"""What people ask: jobs, deliveries, promises, the history, and why a study went as it did.
+"""What people ask: jobs, deliveries, promises, what is quarantined, the history, and why a study
+went as it did.
 
 Lists for a person, at most some hundreds of rows; they may read a whole table, which no verb of
 the flow does.
@@ -6,10 +7,11 @@ the flow does.
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, Select, or_, select
+from sqlalchemy import Connection, Select, and_, or_, select
 
 from dicom_xai.ledger.engine import Database
 from dicom_xai.ledger.schema import (
+    Disposition,
     candidate,
     commitment,
     commitment_report,
@@ -158,6 +160,34 @@ class Views:
         )
         if states:
             query = query.where(delivery.c.state.in_(states))
+        with self._db.read() as connection:
+            return _rows(connection, query.limit(200))
+
+    def quarantined(self) -> list[dict[str, object]]:
+        """What came under a known UID with other content, newest first, at most 200.
+
+        `first_*` tell of the content that the UID stands for.
+        """
+        first = instance.alias()
+        query = (
+            select(
+                instance.c.received_utc,
+                instance.c.sop_instance_uid,
+                instance.c.calling_ae_title,
+                instance.c.source_address,
+                first.c.received_utc.label("first_received_utc"),
+                first.c.calling_ae_title.label("first_calling_ae_title"),
+            )
+            .outerjoin(
+                first,
+                and_(
+                    first.c.sop_instance_uid == instance.c.sop_instance_uid,
+                    first.c.disposition != Disposition.QUARANTINED,
+                ),
+            )
+            .where(instance.c.disposition == Disposition.QUARANTINED)
+            .order_by(instance.c.id.desc())
+        )
         with self._db.read() as connection:
             return _rows(connection, query.limit(200))
 

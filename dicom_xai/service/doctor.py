@@ -79,7 +79,9 @@ def _ledger(config: Config) -> Iterator[Finding]:
     stuck = depths.rows["failed"] + depths.rows["held"] + sum(depths.dead.values())
     yield Finding(LOOK if stuck else GOOD, "queues", waiting or "empty")
     if depths.quarantined:
-        words = f"{depths.quarantined} instances came again with other content (`ledger why UID`)"
+        words = (
+            f"{depths.quarantined} instances came again with other content (`ledger quarantine`)"
+        )
         yield Finding(LOOK, "quarantine", words)
     for destination, count in depths.dead.items():
         words = f"{count} objects were given up (`ledger deliveries --state dead`)"

@@ -11,10 +11,12 @@ from typer.testing import CliRunner, Result
 from dicom_xai.cli import app
 from dicom_xai.config import Listener, ListenerTLS
 from dicom_xai.errors import ConfigError, DestinationUnavailableError
+from dicom_xai.ledger import Ledger
 from dicom_xai.receive.inspect import file_meta
 from tests.make.associations import HOST, Shelf, an_image, encoded, listening
 from tests.make.certificates import Authority
 from tests.make.config_files import Folder
+from tests.make.ledger import an_instance, receive, url_in
 
 
 def run(*arguments: object) -> Result:
@@ -121,3 +123,22 @@ def test_what_send_cannot_do_is_said(
     done = run("send", image, *arguments, "--config", config)
     with pytest.raises(ConfigError, match=words):
         raise done.exception or AssertionError(done.output)
+
+
+# ------------------------------------------------------------------ ledger
+
+
+def test_the_quarantine_is_counted_and_listed_and_names_no_patient(tmp_path: Path) -> None:
+    config = Folder(tmp_path / "config").write()
+    ledger = Ledger(url_in(tmp_path / "var"))
+    nothing = run("ledger", "quarantine", "--config", config)
+    assert (nothing.exit_code, nothing.stdout) == (0, "")
+    for number in (1, 2):
+        for content in ("", "other"):
+            receive(ledger, an_instance(number, content=content))
+    ledger.close()
+    listed = run("ledger", "quarantine", "--config", config)
+    assert listed.exit_code == 0
+    for number in (1, 2):
+        assert an_instance(number).sop_instance_uid in listed.stdout.splitlines()[3 - number]
+    assert "2 in all" in listed.stdout

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dicom_xai.ledger import Ledger
-from tests.make.ledger import a_job, a_request, a_result, an_instance, outgoing
+from tests.make.ledger import SENDER, a_job, a_request, a_result, an_instance, outgoing, receive
 
 
 def test_a_study_can_be_asked_for_by_any_of_its_uids(ledger: Ledger) -> None:
@@ -44,3 +46,19 @@ def test_promises_are_shown_in_both_directions(ledger: Ledger) -> None:
         ("by us", "pacs", "asked"),
         ("of us", "MODALITY", "owed"),
     ]
+
+
+def test_what_is_quarantined_is_shown_with_what_it_contradicts(ledger: Ledger) -> None:
+    for number in (1, 2):
+        receive(ledger, an_instance(number))
+    assert ledger.views.quarantined() == []
+    later = replace(SENDER, calling_ae_title="SHIP")
+    for content in ("other", "a third"):
+        receive(ledger, replace(an_instance(1, content=content), sender=later))
+    found = ledger.views.quarantined()
+    assert ledger.upkeep.depths().quarantined == len(found) == 2
+    for row in found:
+        assert row["sop_instance_uid"] == an_instance(1).sop_instance_uid
+        assert (row["calling_ae_title"], row["first_calling_ae_title"]) == ("SHIP", "PACS")
+        assert str(row["first_received_utc"]) < str(row["received_utc"])
+    assert found[0]["received_utc"] > found[1]["received_utc"]  # type: ignore[operator]
