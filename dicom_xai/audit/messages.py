@@ -2,6 +2,13 @@
 
 Which event takes which participants and objects is told in PS3.15 A.5.3; each function names its
 section. Text from the wire (AE titles, identifiers) is cleaned of what XML cannot hold.
+
+Storage commitment (PS3.4 Annex J) has no message, for A.5.3 defines none for it: of its fifteen
+(listed in PS3.2 Table N.11-2) Begin Transferring (A.5.3.3) and Instances Transferred (A.5.3.7) are
+about instances that go from one application to another, Instances Accessed (A.5.3.6) about their
+use. A request or report names instances and moves none; written as a transfer it would tell of one
+that was not, beside that of C-STORE. Ledger and log have requests and reports, and whoever is
+turned away before one is in the trail like anybody.
 """
 
 from __future__ import annotations
@@ -189,15 +196,21 @@ def instances_created(process: Participant, study: Study, problem: str = "") -> 
 
 
 def instances_transferred(
-    source: Participant, destination: Participant, study: Study, problem: str = ""
+    source: Participant,
+    destination: Participant,
+    study: Study,
+    problem: str = "",
+    *,
+    is_new: bool = False,
 ) -> Message:
     """Instances of a study went from one to the other, complete (PS3.15 A.5.3.7).
 
-    The source asked for the transfer: C-STORE is pushed.
+    The source asked for the transfer: C-STORE is pushed. `is_new` is for the receiver to say, and
+    makes action C: not all of them were there before. Who does not know says R.
     """
     return Message(
         INSTANCES_TRANSFERRED,
-        "C",
+        "C" if is_new else "R",
         Outcome.MINOR_FAILURE if problem else Outcome.SUCCESS,
         (_as(source, SOURCE_ROLE, is_requestor=True), _as(destination, DESTINATION_ROLE)),
         _study_objects(study),
@@ -206,7 +219,10 @@ def instances_transferred(
 
 
 def node_refused(process: Participant, node: Participant, reason: str, count: int) -> Message:
-    """Somebody was turned away `count` times for one reason (PS3.15 A.5.3.12)."""
+    """Somebody was turned away `count` times for one reason (PS3.15 A.5.3.11).
+
+    Who reports is the requestor; who is reported must not be (Table A.5.3.11-1).
+    """
     details = {"Alert Description": reason, "count": str(count)}
     name = _clean(node.user_id) or "unknown"
     identifier = f"{name}@{node.address}" if node.address else name
@@ -214,7 +230,7 @@ def node_refused(process: Participant, node: Participant, reason: str, count: in
         SECURITY_ALERT,
         "E",
         Outcome.MINOR_FAILURE,
-        (_as(process, None, is_requestor=False), _as(node, None, is_requestor=True)),
+        (_as(process, None, is_requestor=True), _as(node, None, is_requestor=False)),
         (Object(identifier, NODE_ID, "2", "13", name, details),),
         event_type=NODE_AUTHENTICATION,
         description=reason,
@@ -224,7 +240,7 @@ def node_refused(process: Participant, node: Participant, reason: str, count: in
 def config_changed(
     process: Participant, file: str, old: str, new: str, problem: str = ""
 ) -> Message:
-    """Another config is live, or was refused (PS3.15 A.5.3.12).
+    """Another config is live, or was refused (PS3.15 A.5.3.11).
 
     `old` and `new` are digests; new is empty where the config could not be read.
     """
@@ -243,7 +259,7 @@ def config_changed(
 def function_used(
     user: Participant, process: Participant, verb: str, subject: str, *, is_done: bool
 ) -> Message:
-    """A person used a verb that changes what the service does (PS3.15 A.5.3.12)."""
+    """A person used a verb that changes what the service does (PS3.15 A.5.3.11)."""
     return Message(
         SECURITY_ALERT,
         "E",

@@ -29,15 +29,24 @@ class Tally:
     def __init__(self) -> None:
         self._counts: dict[str, Counter[str]] = {}
         self._keys: dict[str, str] = {}
+        self._new: set[str] = set()
 
     def __len__(self) -> int:
         """How many instances."""
         return sum(count.total() for count in self._counts.values())
 
-    def add(self, study_instance_uid: str, sop_class_uid: str, spool_key: str) -> None:
+    def add(
+        self, study_instance_uid: str, sop_class_uid: str, spool_key: str, *, is_new: bool = True
+    ) -> None:
         """Count one; `spool_key` leads to a file of the study that names its patient."""
+        if is_new:
+            self._new.add(study_instance_uid)
         self._counts.setdefault(study_instance_uid, Counter())[sop_class_uid] += 1
         self._keys.setdefault(study_instance_uid, spool_key)
+
+    def has_new(self, study: Study) -> bool:
+        """Whether one of a study's instances was not here before."""
+        return study.study_instance_uid in self._new
 
     def studies(self, context: Context) -> Iterator[Study]:
         """Each study, with its patient where the trail shall hold it."""
@@ -51,11 +60,12 @@ def note_received(context: Context, sender: Sender, tally: Tally, *, is_whole: b
     here = Participant(sender.called_ae_title, address=context.audit.process.address)
     problem = "" if is_whole else "the association was aborted"
     for study in tally.studies(context):
-        context.audit.record(instances_transferred(source, here, study, problem))
+        is_new = tally.has_new(study)
+        context.audit.record(instances_transferred(source, here, study, problem, is_new=is_new))
 
 
 def note_sent(context: Context, source: Participant, destination: Participant, sent: Tally) -> None:
-    """A destination took our results."""
+    """A destination took our results; whether it had them already, it alone knows."""
     for study in sent.studies(context):
         context.audit.record(instances_transferred(source, destination, study))
 

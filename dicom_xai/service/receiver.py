@@ -257,7 +257,12 @@ class Receiver:
         context = self._context
         with self._lock:
             _, tally = self._transfers[transfer]
-        tally.add(instance.study_instance_uid, instance.sop_class_uid, instance.spool_key)
+        tally.add(
+            instance.study_instance_uid,
+            instance.sop_class_uid,
+            instance.spool_key,
+            is_new=outcome is not Recorded.DUPLICATE,
+        )
         context.metrics.instances_received.labels(outcome).inc()
         context.metrics.received_bytes.inc(instance.size_bytes)
         self._pressure.stored(instance.size_bytes)

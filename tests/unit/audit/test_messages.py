@@ -86,6 +86,22 @@ def test_a_transfer_names_both_ends_the_study_and_the_patient() -> None:
     assert sop_class.get("NumberOfInstances") == "3"
 
 
+@pytest.mark.parametrize(("is_new", "action"), [(True, "C"), (False, "R")])
+def test_only_a_receiver_that_held_no_copies_says_create(is_new: bool, action: str) -> None:
+    made = messages.instances_transferred(CT, US, HEAD, is_new=is_new)
+    event = ElementTree.fromstring(made.xml(NOW, "ai-host")).find("EventIdentification")
+    assert event is not None
+    assert event.get("EventActionCode") == action
+
+
+def test_of_an_alert_the_reporter_is_the_requestor_and_who_is_reported_is_not() -> None:
+    root = ElementTree.fromstring(ALL["refused"].xml(NOW, "ai-host"))
+    roles = [
+        (each.get("UserID"), each.get("UserIsRequestor")) for each in root.iter("ActiveParticipant")
+    ]
+    assert roles == [("dicom-xai receiver", "true"), ("CT1", "false")]
+
+
 def test_without_a_patient_id_the_study_leads_there_alone() -> None:
     root = ElementTree.fromstring(
         messages.instances_transferred(CT, US, Study("1.2.3", {})).xml(NOW, "ai-host")

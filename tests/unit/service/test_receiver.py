@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -14,11 +15,12 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from dicom_xai.audit import Recorder
+from dicom_xai.audit.trail import Follower
 from dicom_xai.config import load
 from dicom_xai.identity import MODEL_NAME
 from dicom_xai.ledger import Ledger
 from dicom_xai.receive.inspect import inspect
-from dicom_xai.receive.storage_scp import Arrival
+from dicom_xai.receive.storage_scp import Arrival, TransferEnd
 from dicom_xai.service.receiver import Receiver
 from dicom_xai.service.role import Context
 from dicom_xai.spool import Spool
@@ -85,6 +87,26 @@ def taken(receiver: Receiver, transfer: int, ds: Dataset, sender: Sender = SENDE
 
 def dispositions(folder: Path) -> list[object]:
     return [row[0] for row in rows(folder, "SELECT disposition FROM instance ORDER BY id")]
+
+
+@pytest.mark.promise("K6")
+def test_the_trail_tells_what_was_new_from_what_was_here(context: Context, tmp_path: Path) -> None:
+    receiver = Receiver(context)
+    ds = a_chest()
+    for _ in range(2):
+        transfer = receiver.opened(SENDER)
+        taken(receiver, transfer, ds)
+        receiver.closed(transfer, TransferEnd.RELEASED)
+    directory = context.config.service.audit.directory
+    assert directory is not None
+    follower = Follower(directory, 0)
+    actions = []
+    while (record := follower.next()) is not None:
+        event = ElementTree.fromstring(record.message).find("EventIdentification")
+        assert event is not None
+        actions.append(event.get("EventActionCode"))
+    follower.close()
+    assert actions == ["C", "R"]
 
 
 def test_objects_that_differ_in_what_a_route_asks_get_answers_of_their_own(
