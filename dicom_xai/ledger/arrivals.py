@@ -68,6 +68,7 @@ class Recorded(StrEnum):
     DUPLICATE = "duplicate"  #: the same bytes are here already; the new file may go
     RESTORED = "restored"  #: the same bytes were here and are deleted since; the new file stays
     CONFLICT = "conflict"  #: the UID is here with other content; the new file is quarantined
+    KNOWN_CONFLICT = "known-conflict"  #: as before, and quarantined already; the new file may go
     OWN = "own"  #: one of our results, come back
 
 
@@ -209,7 +210,7 @@ class Arrivals:
                         .values(duplicates=instance.c.duplicates + 1)
                     )
                     if known_as == Disposition.QUARANTINED:
-                        return Recorded.CONFLICT
+                        return Recorded.KNOWN_CONFLICT
                     if spool_key is not None:
                         return Recorded.DUPLICATE
                     # Success promises that it is here again; what was made of it stays made

@@ -230,10 +230,11 @@ class Receiver:
             sender=arrival.sender,
         )
         recorded = context.ledger.arrivals.record(instance, disposition, transfer, wanted, trace)
-        if recorded is Recorded.DUPLICATE:
+        if recorded in (Recorded.DUPLICATE, Recorded.KNOWN_CONFLICT):
             context.spool.delete(key)
-        if recorded is Recorded.CONFLICT:
-            context.log.error(Event.INSTANCE_CONFLICT, sop_instance_uid=arrival.sop_instance_uid)
+        elif recorded is Recorded.CONFLICT:
+            self._pressure.stored(arrival.size_bytes)
+        if recorded in (Recorded.CONFLICT, Recorded.KNOWN_CONFLICT):
             raise DuplicateInstanceError(
                 f"SOP Instance {arrival.sop_instance_uid} is here with other content; the new "
                 "one is quarantined"

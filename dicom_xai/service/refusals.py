@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from dicom_xai.errors import DuplicateInstanceError
 from dicom_xai.service.audited import SECURITY_REASONS, node_of
 from dicom_xai.service.role import Context
 from dicom_xai.study import Sender
@@ -17,8 +18,8 @@ from dicom_xai.telemetry import Event, Gathered
 
 #: Between two lines about one kind, seconds.
 GATHER_S = 10.0
-#: Reasons that are our own failures: a person must act.
-_FAILURES = frozenset({"not-durable", "failed"})
+#: Our own failures, and a UID that stands for two contents: a person must act.
+_FOR_A_PERSON = frozenset({"not-durable", "failed", DuplicateInstanceError.reason})
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class Refusals:
 
     def _tell(self, kind: _Kind, count: int, detail: str) -> None:
         log = self._context.log
-        write: Callable[..., None] = log.error if kind.reason in _FAILURES else log.warning
+        write: Callable[..., None] = log.error if kind.reason in _FOR_A_PERSON else log.warning
         known = {"host": kind.host, "ae_title": kind.ae_title, "listener": kind.listener}
         fields = {name: value for name, value in (*known.items(), ("error", detail)) if value}
         write(Event.INSTANCE_REFUSED, reason=kind.reason, count=count, **fields)

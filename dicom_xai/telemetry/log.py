@@ -36,7 +36,6 @@ class Event(StrEnum):
     BACK_PRESSURE = "back-pressure"
     INSTANCE_STORED = "instance-stored"
     INSTANCE_REFUSED = "instance-refused"
-    INSTANCE_CONFLICT = "instance-conflict"
     UNIT_READY = "unit-ready"
     UNIT_HELD = "unit-held"
     JOB_STARTED = "job-started"

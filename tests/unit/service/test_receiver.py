@@ -17,6 +17,7 @@ from pydicom.uid import generate_uid
 from dicom_xai.audit import Recorder
 from dicom_xai.audit.trail import Follower
 from dicom_xai.config import load
+from dicom_xai.errors import DuplicateInstanceError
 from dicom_xai.identity import MODEL_NAME
 from dicom_xai.ledger import Ledger
 from dicom_xai.receive.inspect import inspect
@@ -107,6 +108,22 @@ def test_the_trail_tells_what_was_new_from_what_was_here(context: Context, tmp_p
         actions.append(event.get("EventActionCode"))
     follower.close()
     assert actions == ["C", "R"]
+
+
+@pytest.mark.promise("D8")
+def test_other_content_that_comes_again_and_again_is_kept_once(context: Context) -> None:
+    receiver = Receiver(context)
+    transfer = receiver.opened(SENDER)
+    ds = a_chest()
+    taken(receiver, transfer, ds)
+    ds.StudyDescription = "corrected"
+    for _ in range(3):
+        with pytest.raises(DuplicateInstanceError):
+            taken(receiver, transfer, ds)
+    kept = [key for key, _ in context.spool.entries()]
+    assert len(kept) == 2
+    assert all(map(context.ledger.upkeep.is_known_key, kept))
+    assert context.ledger.upkeep.depths().quarantined == 1
 
 
 def test_objects_that_differ_in_what_a_route_asks_get_answers_of_their_own(

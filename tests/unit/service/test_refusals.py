@@ -150,9 +150,10 @@ def test_kinds_differ_in_reason_and_in_who_is_refused(desk: Desk) -> None:
     assert desk.counts() == [1, 1, 1, 1]
 
 
-def test_our_own_failures_are_errors(desk: Desk) -> None:
-    desk.refusals.add("not-durable", SENDER, "OSError\n  spool.py")
-    desk.refusals.add("not-durable", SENDER, "OSError\n  spool.py")
+@pytest.mark.parametrize("reason", ["not-durable", "failed", "duplicate-conflict"])
+def test_where_a_person_must_act_it_is_an_error(desk: Desk, reason: str) -> None:
+    for _ in range(2):
+        desk.refusals.add(reason, SENDER, "what happened")
     desk.refusals.end()
     assert [line["level"] for line in desk.lines()] == ["error", "error"]
 
