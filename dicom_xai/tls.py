@@ -21,17 +21,45 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from dicom_xai.errors import ConfigError
-
-if TYPE_CHECKING:
-    from dicom_xai.config import ClientTLS, ListenerTLS
 
 #: RFC 9325 4.2: ECDHE for forward secrecy, AEAD only. TLS 1.3 has its own, all of that kind.
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 #: OpenSSL's verify codes for a certificate that is fine on another day.
 _DATE_CODES = (9, 10)
+
+
+class TLSFiles(Protocol):
+    """Which PEM files a context is made of, and whose it is: a server's or a client's."""
+
+    @property
+    def is_server(self) -> bool:
+        """Whether the context is of a listener."""
+
+    @property
+    def verifies_peer(self) -> bool:
+        """Whether a peer without a certificate of the `ca` is refused."""
+
+    @property
+    def certificate(self) -> Path | None:
+        """Ours, then its chain; None where we show none."""
+
+    @property
+    def private_key(self) -> Path | None:
+        """Of that certificate."""
+
+    @property
+    def ca(self) -> Path | None:
+        """Who signs the peers' certificates."""
+
+    @property
+    def crl(self) -> Path | None:
+        """The CA's revocation list."""
+
+    def key_password(self) -> str:
+        """Of an encrypted key, else empty; ConfigError where it cannot be read."""
 
 
 class TLSSocket(ssl.SSLSocket):
@@ -134,8 +162,7 @@ class Credentials:
     ----------
     use : str
         What it is for, in messages and metrics: a config name.
-    files : ListenerTLS or ClientTLS
-        A listener's makes a server's context, the other a client's.
+    files : TLSFiles
     rotated : callable
         Told of each change on disk; on the thread that asked for the context.
 
@@ -149,7 +176,7 @@ class Credentials:
     def __init__(
         self,
         use: str,
-        files: ListenerTLS | ClientTLS,
+        files: TLSFiles,
         rotated: Callable[[Rotation], None] | None = None,
     ) -> None:
         self.use = use
@@ -216,8 +243,7 @@ class Credentials:
         assert files.certificate is not None
         assert files.private_key is not None
         check_private(files.private_key)
-        secret = files.private_key_password
-        password = secret.read() if secret is not None else ""
+        password = files.key_password()
         try:
             # always given: OpenSSL would ask the terminal for it
             context.load_cert_chain(files.certificate, files.private_key, lambda: password)

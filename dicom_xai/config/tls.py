@@ -71,6 +71,10 @@ class ListenerTLS(Section):
         "titles that it may use; when given, a certificate that is not named here may use none.",
     )
 
+    def key_password(self) -> str:
+        """Of an encrypted key, else empty; errors as `Secret.read`."""
+        return "" if self.private_key_password is None else self.private_key_password.read()
+
     @property
     def verifies_peer(self) -> bool:
         """Whether a peer without a certificate of the `ca` is refused."""
@@ -110,6 +114,10 @@ class ClientTLS(Section):
     certificate: Path | None = Field(None, description="PEM: ours, where the server asks for one.")
     private_key: Path | None = Field(None, description="PEM; not readable by everybody.")
     private_key_password: Secret | None = Field(None, description="Of an encrypted key.")
+
+    def key_password(self) -> str:
+        """Of an encrypted key, else empty; errors as `Secret.read`."""
+        return "" if self.private_key_password is None else self.private_key_password.read()
 
     @property
     def verifies_peer(self) -> bool:
