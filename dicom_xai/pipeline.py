@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dicom_xai.config import Destination, Layout, Route, SegmentationKind
+from dicom_xai.config import Destination, Layout, Route, SegmentationKind, read_route
 from dicom_xai.decode.frames import to_frames
 from dicom_xai.decode.geometry import attach, stack
 from dicom_xai.decode.normalize import model_inputs
@@ -132,6 +132,8 @@ def run(job: Job, model: ServedModel, deadline: Deadline, tools: Tools) -> Outco
     ------
     StudyError
         The unit cannot be done; it is not retried.
+    RouteConfigError
+        Nor can this one: another version of this program wrote its route.
     TransientError
         Device or ledger are busy; the job is retried.
     """
@@ -142,7 +144,7 @@ def run(job: Job, model: ServedModel, deadline: Deadline, tools: Tools) -> Outco
 
 def begin(job: Job, model: ServedModel, deadline: Deadline, tools: Tools) -> Begun:
     """Decode, and choose what to run; parameters and errors as `run`."""
-    route = Route.model_validate_json(job.route_json)
+    route = read_route(job.route_json)
     with tools.stage(Stage.DECODE):
         prepared = tools.prepared()
         tools.give_way()
@@ -218,8 +220,10 @@ def fail(job: Job, reason: str, tools: Tools) -> tuple[Encoded, ...]:
     ------
     StudyError
         Not even a note can be made: the source's identity cannot be read.
+    RouteConfigError
+        Nor can the route: another version wrote it.
     """
-    route = Route.model_validate_json(job.route_json)
+    route = read_route(job.route_json)
     if route.on_failure == "silent":
         return ()
     plan = plan_objects(route, tools.destinations)

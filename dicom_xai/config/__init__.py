@@ -51,6 +51,7 @@ from dicom_xai.config.routes import (
     SegmentationKind,
     SendRule,
     TriggerKind,
+    read_route,
 )
 from dicom_xai.config.service import (
     Allowed,
@@ -117,5 +118,6 @@ __all__ = [
     "nearest",
     "parse",
     "parse_address",
+    "read_route",
     "read_yaml",
 ]

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import (
     Field,
+    ValidationError,
     model_validator,
 )
 
@@ -17,6 +18,7 @@ from dicom_xai.config.types import (
     Seconds,
     Section,
 )
+from dicom_xai.errors import RouteConfigError
 from dicom_xai.study import ObjectKind, Per, Priority
 
 
@@ -153,6 +155,29 @@ class Route(Section):
     def slices(self) -> int:
         """How many slices of a series get an sc."""
         return next((rule.slices for rule in self.send if rule.slices is not None), 1)
+
+
+def read_route(text: str) -> Route:
+    """A route as the ledger has it: as it was when a unit came.
+
+    Parameters
+    ----------
+    text : str
+        JSON, of `Route.model_dump_json`.
+
+    Raises
+    ------
+    RouteConfigError
+        Another version of this program wrote it, in a form that this one does not know.
+    """
+    try:
+        return Route.model_validate_json(text)
+    except ValidationError as error:
+        keys = {".".join(map(str, problem["loc"])) or "all" for problem in error.errors()}
+        raise RouteConfigError(
+            "the route of a unit is in the form of another version of this program (keys "
+            f"{', '.join(sorted(keys))}): that version can finish the unit, this one cannot"
+        ) from error
 
 
 class RouteTest(Section):

@@ -13,8 +13,13 @@ from math import inf
 
 from dicom_xai import dimse, identity
 from dicom_xai.commitment import CommitmentReport, CommitmentRequest
-from dicom_xai.config import Config, Route, TriggerKind
-from dicom_xai.errors import DicomXaiError, DuplicateInstanceError, LedgerBusyError
+from dicom_xai.config import Config, Route, TriggerKind, read_route
+from dicom_xai.errors import (
+    ConfigError,
+    DicomXaiError,
+    DuplicateInstanceError,
+    LedgerBusyError,
+)
 from dicom_xai.ledger import ORPHAN_AGE_S, Disposition, Owed, Recorded, Wanted
 from dicom_xai.receive import completion
 from dicom_xai.receive.storage_scp import Arrival, StorageSCP, TransferEnd
@@ -408,7 +413,13 @@ class Receiver:
     def _decide(self, candidate: Candidate) -> None:
         """Ask `completion` about one unit and tell the ledger what it said."""
         arrivals = self._context.ledger.arrivals
-        policy = Route.model_validate_json(candidate.route_json)
+        try:
+            policy = read_route(candidate.route_json)
+        except ConfigError as error:
+            if arrivals.hold(candidate, "unreadable route"):
+                unit, route = candidate.unit.key, candidate.route
+                self._context.log.exception(Event.UNIT_HELD, error, unit=unit, route=route)
+            return
         verdict = completion.decide(candidate, policy, self._context.ledger.now())
         fields = {"unit": candidate.unit.key, "route": candidate.route, "trigger": verdict.fired}
         if verdict.step is completion.Step.WAIT:

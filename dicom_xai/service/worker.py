@@ -289,7 +289,7 @@ class Worker:
         """What tells a radiologist that there is no result; the last thing tried."""
         try:
             return pipeline.fail(watch.job, str(error), self._tools(watch, None))
-        except StudyError as unable:
+        except (StudyError, ConfigError) as unable:
             self._skip_note(watch.job, str(unable))
             return ()
 

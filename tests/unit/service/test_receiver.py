@@ -29,7 +29,7 @@ from dicom_xai.study import Sender
 from dicom_xai.telemetry import Log, Metrics
 from tests.make.associations import an_image, encoded
 from tests.make.config_files import Folder
-from tests.make.ledger import rows, url_in
+from tests.make.ledger import change, rows, url_in
 
 SENDER = Sender("PACS", "DICOM_XAI", "127.0.0.1", 0, "127.0.0.1:11112")
 SYNTAX = "1.2.840.10008.1.2.1"
@@ -108,6 +108,18 @@ def test_the_trail_tells_what_was_new_from_what_was_here(context: Context, tmp_p
         actions.append(event.get("EventActionCode"))
     follower.close()
     assert actions == ["C", "R"]
+
+
+@pytest.mark.promise("D2")
+def test_a_unit_whose_route_another_version_wrote_is_held_and_stops_nobody(
+    context: Context, tmp_path: Path
+) -> None:
+    receiver = Receiver(context)
+    transfer = receiver.opened(SENDER)
+    taken(receiver, transfer, a_chest())
+    change(tmp_path, """UPDATE candidate SET state = 'waiting', route_json = '{"of": "old"}'""")
+    receiver.closed(transfer, TransferEnd.ABORTED)
+    assert rows(tmp_path, "SELECT state, fired FROM candidate") == [("held", "unreadable route")]
 
 
 @pytest.mark.promise("D8")
