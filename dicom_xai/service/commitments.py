@@ -172,3 +172,4 @@ class Committer(Loop):
 
     def _close(self) -> None:
         self._asker.close()
+        super()._close()

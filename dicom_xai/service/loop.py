@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from dicom_xai.errors import LedgerBusyError
@@ -20,7 +21,7 @@ POLL_S = 0.5
 POLITE = 0.6
 
 
-class Loop:
+class Loop(ABC):
     """One thread.
 
     Parameters
@@ -55,37 +56,38 @@ class Loop:
         self._thread.join(max(0.0, timeout_s))
         return not self._thread.is_alive()
 
+    @abstractmethod
     def hang_up(self) -> None:
         """Cut the connection under the thread."""
-        raise NotImplementedError
 
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
                 try:
-                    if not self._step() and self._bell.wait(self._pause_s()):
-                        self._woken()
+                    if not self._step():
+                        self._rest(self._pause_s())
                 except LedgerBusyError as error:
                     self._wait_for_ledger(error)
         except BaseException as error:  # noqa: BLE001  # handed to tick, which ends the role
             self.failure = error
         finally:
             self._close()
-            self._bell.close()
 
+    @abstractmethod
     def _step(self) -> bool:
         """Do one thing that is due; False when nothing is."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _next_at(self) -> float | None:
         """When something is due, on the ledger's clock; None when nothing will be."""
-        raise NotImplementedError
 
-    def _woken(self) -> None:
-        """The bell rang."""
+    def _rest(self, pause_s: float) -> None:
+        """Wait for the bell, so long at most."""
+        self._bell.wait(pause_s)
 
     def _close(self) -> None:
-        """The loop has ended."""
+        """Let go of what the loop held; the last thing that its thread does."""
+        self._bell.close()
 
     def _pause_s(self) -> float:
         at = self._next_at()

@@ -85,9 +85,10 @@ class Outlet(Loop):
         at = self._context.ledger.deliveries.next_at(self._name)
         return None if at is None else max(at, self._breaker.open_until)
 
-    def _woken(self) -> None:
-        """Associate while the worker still computes, so that the first send need not."""
-        if self._breaker.is_trusted and not self._stopping.is_set():
+    def _rest(self, pause_s: float) -> None:
+        """When rung for, associate while the worker still computes, so that no send need."""
+        is_rung = self._bell.wait(pause_s)
+        if is_rung and self._breaker.is_trusted and not self._stopping.is_set():
             try:
                 self._scu.open()
             except DestinationUnavailableError:
@@ -96,6 +97,7 @@ class Outlet(Loop):
     def _close(self) -> None:
         self._note_sent()
         self._scu.close()
+        super()._close()
 
     def _tell(self, verb: Callable[[], T]) -> T:
         """Tell the ledger what the destination said; a ledger that is busy is told again.
