@@ -15,8 +15,8 @@ from dicom_xai.deliver.backoff import delay_s
 from dicom_xai.deliver.commitment import Asker
 from dicom_xai.dimse import Status
 from dicom_xai.errors import DestinationUnavailableError, LedgerBusyError
-from dicom_xai.service.loop import Loop
-from dicom_xai.service.role import Context, report_rotation, watch_certificate
+from dicom_xai.service.loop import DestinationLoop
+from dicom_xai.service.role import Context, report_rotation
 from dicom_xai.telemetry import Event
 
 #: Longest wait for a report before an object is asked about again.
@@ -83,7 +83,7 @@ def take_report(context: Context, report: CommitmentReport, reporters: Collectio
     return True
 
 
-class Committer(Loop):
+class Committer(DestinationLoop):
     """Asks one destination for commitment, and hears what it reports on the same association.
 
     Parameters
@@ -99,23 +99,12 @@ class Committer(Loop):
     def __init__(
         self, context: Context, name: str, destination: Destination, rng: random.Random
     ) -> None:
-        super().__init__(context, f"commitment-{name}", destination=name)
-        self._name = name
-        self._destination = destination
+        rotated = partial(report_rotation, context.metrics, context.log)
+        self._asker = Asker(name, destination, self._heard, rotated=rotated)
+        super().__init__(context, "commitment", name, destination, self._asker)
         self._rng = rng
         self._failures = 0
         self._not_before = float("-inf")
-        rotated = partial(report_rotation, context.metrics, context.log)
-        self._asker = Asker(name, destination, self._heard, rotated=rotated)
-
-    def watch_certificate(self) -> None:
-        """Show how long the destination's certificate lasts."""
-        if self._asker.credentials is not None:
-            watch_certificate(self._context, self._asker.credentials)
-
-    def hang_up(self) -> None:
-        """Cut the connection under the thread."""
-        self._asker.hang_up()
 
     def _heard(self, report: CommitmentReport) -> Status:
         try:
@@ -163,13 +152,9 @@ class Committer(Loop):
 
     def _wait_s(self, asks: int) -> float:
         """For the report of the n-th request."""
-        longest = self._destination.commitment_wait_s * 2.0 ** min(asks - 1, 32)
-        return min(max(LONGEST_WAIT_S, self._destination.commitment_wait_s), longest)
+        longest = self.destination.commitment_wait_s * 2.0 ** min(asks - 1, 32)
+        return min(max(LONGEST_WAIT_S, self.destination.commitment_wait_s), longest)
 
     def _next_at(self) -> float | None:
         at = self._context.ledger.commitments.next_ask_at(self._name)
         return None if at is None else max(at, self._not_before)
-
-    def _close(self) -> None:
-        self._asker.close()
-        super()._close()

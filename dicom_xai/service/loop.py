@@ -11,8 +11,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from dicom_xai.config import Destination
+from dicom_xai.deliver.line import Line
 from dicom_xai.errors import LedgerBusyError
-from dicom_xai.service.role import Context
+from dicom_xai.service.role import Context, watch_certificate
 from dicom_xai.telemetry import Event
 
 #: Safety net under the bell.
@@ -99,6 +101,43 @@ class Loop(ABC):
         """Wait a little, for a restart would empty no disk; True when asked to stop."""
         self._log.exception(Event.LEDGER_BUSY, error)
         return self._stopping.wait(POLL_S)
+
+
+class DestinationLoop(Loop):
+    """A thread for one destination, with a line to it that stands as long as there is work.
+
+    Parameters
+    ----------
+    context : Context
+    work : str
+        What it does, the first word of the thread's name.
+    name : str
+        The destination's.
+    destination : Destination
+    line : Line
+        The thread's own.
+    """
+
+    def __init__(
+        self, context: Context, work: str, name: str, destination: Destination, line: Line
+    ) -> None:
+        super().__init__(context, f"{work}-{name}", destination=name)
+        self.destination = destination
+        self._name = name
+        self._line = line
+
+    def watch_certificate(self) -> None:
+        """Show how long our certificate towards the destination lasts."""
+        if self._line.credentials is not None:
+            watch_certificate(self._context, self._line.credentials)
+
+    def hang_up(self) -> None:
+        """Cut the connection under the thread."""
+        self._line.hang_up()
+
+    def _close(self) -> None:
+        self._line.close()
+        super()._close()
 
 
 def end(loops: Sequence[Loop], grace_s: float) -> None:

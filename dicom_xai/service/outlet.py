@@ -26,8 +26,8 @@ from dicom_xai.errors import (
 )
 from dicom_xai.ledger import Outgoing, Triaged
 from dicom_xai.service.audited import Tally, note_sent
-from dicom_xai.service.loop import Loop
-from dicom_xai.service.role import Context, report_rotation, watch_certificate
+from dicom_xai.service.loop import DestinationLoop
+from dicom_xai.service.role import Context, report_rotation
 from dicom_xai.stages import Stage
 from dicom_xai.study import Purpose
 from dicom_xai.telemetry import Event
@@ -40,7 +40,7 @@ LEASE_S = 120.0
 NOTE_AFTER = 64
 
 
-class Outlet(Loop):
+class Outlet(DestinationLoop):
     """One destination's thread.
 
     Parameters
@@ -56,23 +56,11 @@ class Outlet(Loop):
     def __init__(
         self, context: Context, name: str, destination: Destination, rng: random.Random
     ) -> None:
-        super().__init__(context, f"outlet-{name}", destination=name)
-        self.destination = destination
-        self._name = name
-        self._scu = StorageSCU(
-            name, destination, rotated=partial(report_rotation, context.metrics, context.log)
-        )
+        rotated = partial(report_rotation, context.metrics, context.log)
+        self._scu = StorageSCU(name, destination, rotated=rotated)
+        super().__init__(context, "outlet", name, destination, self._scu)
         self._sent = Tally()
         self._breaker = Breaker(context.ledger.now, rng)
-
-    def watch_certificate(self) -> None:
-        """Show how long the destination's certificate lasts."""
-        if self._scu.credentials is not None:
-            watch_certificate(self._context, self._scu.credentials)
-
-    def hang_up(self) -> None:
-        """Cut the connection under the thread."""
-        self._scu.hang_up()
 
     def _step(self) -> bool:
         if self._send_next():
@@ -96,7 +84,6 @@ class Outlet(Loop):
 
     def _close(self) -> None:
         self._note_sent()
-        self._scu.close()
         super()._close()
 
     def _tell(self, verb: Callable[[], T]) -> T:

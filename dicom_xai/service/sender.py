@@ -47,10 +47,8 @@ class Sender:
         for loop in self._loops():
             if loop.failure is not None:
                 raise loop.failure
-        for outlet in self._outlets.values():
-            outlet.watch_certificate()
-        for committer in self._committers.values():
-            committer.watch_certificate()
+        for loop in (*self._outlets.values(), *self._committers.values()):
+            loop.watch_certificate()
         try:
             self._settle()
         except LedgerBusyError as error:  # the next tick tries again
