@@ -28,8 +28,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._counts: dict[str, Counter[str]] = {}
-        self._keys: dict[str, str] = {}
-        self._new: set[str] = set()
+        self._new: dict[str, str] = {}  #: a spool key by study
 
     def __len__(self) -> int:
         """How many instances."""
@@ -38,11 +37,13 @@ class Tally:
     def add(
         self, study_instance_uid: str, sop_class_uid: str, spool_key: str, *, is_new: bool = True
     ) -> None:
-        """Count one; `spool_key` leads to a file of the study that names its patient."""
+        """Count one; `spool_key` leads to a file of the study that names its patient.
+
+        The file of one that is not new is gone again.
+        """
         if is_new:
-            self._new.add(study_instance_uid)
+            self._new.setdefault(study_instance_uid, spool_key)
         self._counts.setdefault(study_instance_uid, Counter())[sop_class_uid] += 1
-        self._keys.setdefault(study_instance_uid, spool_key)
 
     def has_new(self, study: Study) -> bool:
         """Whether one of a study's instances was not here before."""
@@ -51,7 +52,8 @@ class Tally:
     def studies(self, context: Context) -> Iterator[Study]:
         """Each study, with its patient where the trail shall hold it."""
         for uid, counts in self._counts.items():
-            yield Study(uid, counts, _patient_id(context, self._keys[uid]))
+            key = self._new.get(uid)
+            yield Study(uid, counts, "" if key is None else _patient_id(context, key))
 
 
 def note_received(context: Context, sender: Sender, tally: Tally, *, is_whole: bool) -> None:

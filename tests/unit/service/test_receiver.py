@@ -20,7 +20,7 @@ from dicom_xai.config import load
 from dicom_xai.errors import DuplicateInstanceError
 from dicom_xai.identity import MODEL_NAME
 from dicom_xai.ledger import Ledger
-from dicom_xai.receive.inspect import inspect
+from dicom_xai.receive.inspect import file_meta, inspect
 from dicom_xai.receive.storage_scp import Arrival, TransferEnd
 from dicom_xai.service.receiver import Receiver
 from dicom_xai.service.role import Context
@@ -40,6 +40,7 @@ def context(tmp_path: Path) -> Iterator[Context]:
     folder = Folder(tmp_path / "config")
     asked = "SeriesDescription: {equals: CHÄST}\n      calling_ae_title: {equals: PACS}"
     folder.spoil("routes.yaml", "BodyPartExamined: {equals: CHEST}", asked)
+    folder.texts["dicom-xai.yaml"] += "audit: {include_patient_id: true}\n"
     folder.texts["routes.yaml"] = folder.texts["routes.yaml"].partition("tests:")[0]
     config, _ = load(folder.write())
     metrics, log = Metrics(CollectorRegistry()), Log(io.StringIO())
@@ -70,6 +71,7 @@ def taken(receiver: Receiver, transfer: int, ds: Dataset, sender: Sender = SENDE
     """As if it had come by an association."""
     data = encoded(ds)
     with receiver.draft() as draft:
+        draft.write(file_meta(SYNTAX, ds.SOPClassUID, ds.SOPInstanceUID, sender.calling_ae_title))
         draft.write(data)
         arrival = Arrival(
             header=inspect(data, SYNTAX, ds.SOPClassUID, ds.SOPInstanceUID),
@@ -86,28 +88,55 @@ def taken(receiver: Receiver, transfer: int, ds: Dataset, sender: Sender = SENDE
         receiver.accept(arrival, transfer)()
 
 
+def trail_of(context: Context) -> list[ElementTree.Element]:
+    """All messages of the audit trail."""
+    directory = context.config.service.audit.directory
+    assert directory is not None
+    follower = Follower(directory, 0)
+    found = []
+    while (record := follower.next()) is not None:
+        found.append(ElementTree.fromstring(record.message))
+    follower.close()
+    return found
+
+
 def dispositions(folder: Path) -> list[object]:
     return [row[0] for row in rows(folder, "SELECT disposition FROM instance ORDER BY id")]
 
 
 @pytest.mark.promise("K6")
-def test_the_trail_tells_what_was_new_from_what_was_here(context: Context, tmp_path: Path) -> None:
+def test_the_trail_tells_what_was_new_from_what_was_here(context: Context) -> None:
     receiver = Receiver(context)
     ds = a_chest()
     for _ in range(2):
         transfer = receiver.opened(SENDER)
         taken(receiver, transfer, ds)
         receiver.closed(transfer, TransferEnd.RELEASED)
-    directory = context.config.service.audit.directory
-    assert directory is not None
-    follower = Follower(directory, 0)
-    actions = []
-    while (record := follower.next()) is not None:
-        event = ElementTree.fromstring(record.message).find("EventIdentification")
-        assert event is not None
-        actions.append(event.get("EventActionCode"))
-    follower.close()
-    assert actions == ["C", "R"]
+    transfer = receiver.opened(SENDER)
+    taken(receiver, transfer, ds)
+    taken(receiver, transfer, a_chest(StudyInstanceUID=ds.StudyInstanceUID))
+    receiver.closed(transfer, TransferEnd.RELEASED)
+    events = [message.find("EventIdentification") for message in trail_of(context)]
+    assert [event.get("EventActionCode") for event in events if event is not None] == list("CRC")
+
+
+@pytest.mark.promise("K6")
+def test_the_trail_names_the_patient_though_the_first_image_was_here_already(
+    context: Context,
+) -> None:
+    receiver = Receiver(context)
+    first = a_chest()
+    for images in ([first], [first, a_chest(StudyInstanceUID=first.StudyInstanceUID)]):
+        transfer = receiver.opened(SENDER)
+        for ds in images:
+            taken(receiver, transfer, ds)
+        receiver.closed(transfer, TransferEnd.RELEASED)
+    for message in trail_of(context):
+        objects = message.iter("ParticipantObjectIdentification")
+        assert [each.get("ParticipantObjectID") for each in objects] == [
+            first.StudyInstanceUID,
+            first.PatientID,
+        ]
 
 
 @pytest.mark.promise("D2")
