@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ssl
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from io import BytesIO
 
@@ -28,8 +29,12 @@ from dicom_xai.commitment import (
     read_request,
     written,
 )
+from dicom_xai.config import ClientTLS, ListenerTLS
 from dicom_xai.deliver.storage_scu import RESULT_CONTEXTS
-from tests.make.associations import HOST
+from dicom_xai.service.loop import Loop
+from dicom_xai.tls import Credentials
+from tests.make.associations import HOST, wait_until_all_have_ended
+from tests.make.certificates import Authority
 
 
 class Way(StrEnum):
@@ -204,3 +209,33 @@ class CommittingPeer:
             self.reports.append((int(event.event_type), report))
             self._changed.notify_all()
         return 0x0000, None
+
+
+def our_tls(authority: Authority) -> ClientTLS:
+    """What we show a peer of that authority."""
+    signed = authority.sign("us")
+    return ClientTLS(
+        ca=authority.ca, certificate=signed.certificate, private_key=signed.private_key
+    )
+
+
+def peer_tls(authority: Authority) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """With which a `CommittingPeer` listens, and calls."""
+    signed = authority.sign("pacs")
+    files = {"certificate": signed.certificate, "private_key": signed.private_key}
+    listens = ListenerTLS(ca=authority.ca, **files)
+    calls = ClientTLS(ca=authority.ca, **files)
+    return Credentials("pacs", listens).context(), Credentials("pacs", calls).context()
+
+
+@contextmanager
+def running(loop: Loop) -> Iterator[None]:
+    """A thread of the sender's at work, which ends well and leaves no association."""
+    loop.start()
+    try:
+        yield
+    finally:
+        loop.ask_to_stop()
+        assert loop.join(10)
+        assert loop.failure is None
+        wait_until_all_have_ended()

@@ -1,60 +1,27 @@
-"""The sender's side of storage commitment against a real peer that reports as it is told."""
+"""What destinations promise us, against a real peer that reports as it is told."""
 
 from __future__ import annotations
 
 import io
 import random
-import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
 
-from dicom_xai.audit import Recorder
-from dicom_xai.commitment import CommitmentReport, CommitmentRequest, Failure
-from dicom_xai.config import ClientTLS, Config, Destination, ListenerTLS, Requester, load
-from dicom_xai.ledger import Disposition, Ledger
+from dicom_xai.commitment import CommitmentReport, Failure
+from dicom_xai.config import ClientTLS, Config, Destination
+from dicom_xai.ledger import Ledger
 from dicom_xai.service.commitments import Committer, take_report
-from dicom_xai.service.reports import Debtor, drop_unaddressed
 from dicom_xai.service.role import Context
 from dicom_xai.service.sender import Sender
-from dicom_xai.spool import Spool
-from dicom_xai.study import Reference
-from dicom_xai.telemetry import Log, Metrics
-from dicom_xai.tls import Credentials
 from tests.make.associations import HOST, wait_until_all_have_ended
 from tests.make.books import wait_until
 from tests.make.certificates import Authority
-from tests.make.committing_peer import CommittingPeer, Way
-from tests.make.config_files import Folder
-from tests.make.ledger import a_job, a_result, an_instance, outgoing, receive, rows, url_in
+from tests.make.committing_peer import CommittingPeer, Way, our_tls, peer_tls, running
+from tests.make.ledger import a_job, a_result, outgoing, rows
 
 pytestmark = pytest.mark.promise("P4")
-CT = "1.2.840.10008.5.1.4.1.1.2"
-
-
-@pytest.fixture
-def log() -> io.StringIO:
-    return io.StringIO()
-
-
-@pytest.fixture
-def context(tmp_path: Path, log: io.StringIO) -> Iterator[Context]:
-    config, _ = load(Folder(tmp_path / "config").write())
-    metrics, lines = Metrics(CollectorRegistry()), Log(log)
-    ledger = Ledger(url_in(tmp_path))
-    yield Context(
-        config=config,
-        ledger=ledger,
-        spool=Spool(tmp_path / "spool"),
-        metrics=metrics,
-        log=lines,
-        audit=Recorder(config.service.audit, "sender", metrics, lines),
-    )
-    ledger.close()
 
 
 def sent(ledger: Ledger, number: int = 1) -> str:
@@ -76,18 +43,6 @@ def place(port: int, wait_s: float = 60.0, tls: ClientTLS | None = None) -> Dest
         commitment=True,
         commitment_wait_s=wait_s,
     )
-
-
-@contextmanager
-def running(loop: Committer | Debtor) -> Iterator[None]:
-    loop.start()
-    try:
-        yield
-    finally:
-        loop.ask_to_stop()
-        assert loop.join(10)
-        assert loop.failure is None
-        wait_until_all_have_ended()
 
 
 def states(folder: Path) -> list[tuple[object, ...]]:
@@ -223,8 +178,8 @@ def test_a_destination_that_speaks_tls_is_asked_and_reports_by_it(
 ) -> None:
     sent(context.ledger)
     authority = Authority(tmp_path / "tls")
-    with CommittingPeer(tls=both_ends(authority, "pacs")) as pacs:
-        asked = place(pacs.port, tls=a_client(authority, "us"))
+    with CommittingPeer(tls=peer_tls(authority)) as pacs:
+        asked = place(pacs.port, tls=our_tls(authority))
         committer = Committer(context, "pacs", asked, random.Random(1))
         with running(committer):
             wait_until(lambda: states(tmp_path) == [("sent", "committed")], "committed")
@@ -243,94 +198,11 @@ def test_a_destination_of_another_authority_is_never_asked_and_the_log_says_why(
 ) -> None:
     sent(context.ledger)
     authority, stranger = Authority(tmp_path / "tls"), Authority(tmp_path / "stranger")
-    with CommittingPeer(tls=both_ends(stranger, "pacs")) as pacs:
-        asked = place(pacs.port, tls=a_client(authority, "us"))
+    with CommittingPeer(tls=peer_tls(stranger)) as pacs:
+        asked = place(pacs.port, tls=our_tls(authority))
         committer = Committer(context, "pacs", asked, random.Random(1))
         with running(committer):
             wait_until(lambda: '"commitment-not-taken"' in log.getvalue(), "tried")
         assert pacs.requests == []
     assert "TLS failed" in log.getvalue()
     assert states(tmp_path) == [("sent", "wanted")]
-
-
-@pytest.mark.promise("N10")
-def test_a_peer_that_takes_reports_by_tls_is_told_by_it(context: Context, tmp_path: Path) -> None:
-    owe(context.ledger, "1.2.404")
-    authority = Authority(tmp_path / "tls")
-    with CommittingPeer(tls=both_ends(authority, "pacs")) as peer:
-        address = Requester(host=HOST, port=peer.port, tls=a_client(authority, "us"))
-        debtor = Debtor(context, "PACS", address, random.Random(1))
-        with running(debtor):
-            peer.wait("reports")
-            wait_until(
-                lambda: rows(tmp_path, "SELECT state FROM commitment_report") == [("reported",)],
-                "noted",
-            )
-
-
-def a_client(authority: Authority, name: str) -> ClientTLS:
-    signed = authority.sign(name)
-    return ClientTLS(
-        ca=authority.ca, certificate=signed.certificate, private_key=signed.private_key
-    )
-
-
-def both_ends(authority: Authority, name: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """With which a peer of that name listens, and calls."""
-    signed = authority.sign(name)
-    listens = ListenerTLS(
-        certificate=signed.certificate, private_key=signed.private_key, ca=authority.ca
-    )
-    calls = a_client(authority, name)
-    return Credentials(name, listens).context(), Credentials(name, calls).context()
-
-
-# ------------------------------------------------------------------ reports of ours
-
-
-def owe(ledger: Ledger, *uids: str) -> None:
-    request = CommitmentRequest("1.2.77", tuple(Reference(CT, uid) for uid in uids))
-    ledger.reports.owe(request, "PACS", "DICOM_XAI", 0.0)
-
-
-def test_a_peer_that_hung_up_is_told_on_an_association_of_ours(
-    context: Context, tmp_path: Path
-) -> None:
-    here = an_instance(1)
-    receive(context.ledger, here, disposition=Disposition.UNROUTED)
-    owe(context.ledger, here.sop_instance_uid, "1.2.404")
-    with CommittingPeer() as peer:
-        debtor = Debtor(context, "PACS", Requester(host=HOST, port=peer.port), random.Random(1))
-        with running(debtor):
-            peer.wait("reports")
-            wait_until(
-                lambda: rows(tmp_path, "SELECT state FROM commitment_report") == [("reported",)],
-                "noted",
-            )
-    [(kind, report)] = peer.reports
-    assert kind == 2
-    assert report.committed == (Reference(CT, here.sop_instance_uid),)
-    assert report.failed == (Failure(Reference(CT, "1.2.404"), 0x0112),)
-
-
-def test_a_report_waits_for_a_peer_that_is_down(
-    context: Context, tmp_path: Path, log: io.StringIO
-) -> None:
-    owe(context.ledger, "1.2.404")
-    with CommittingPeer() as gone:
-        port = gone.port
-    debtor = Debtor(context, "PACS", Requester(host=HOST, port=port), random.Random(1))
-    with running(debtor):
-        wait_until(lambda: '"commitment-report-retried"' in log.getvalue(), "tried")
-    assert rows(tmp_path, "SELECT state FROM commitment_report") == [("owed",)]
-
-
-def test_without_an_address_nobody_is_told_and_the_log_says_so(
-    context: Context, tmp_path: Path, log: io.StringIO
-) -> None:
-    owe(context.ledger, "1.2.404")
-    drop_unaddressed(context, ["PACS"])
-    assert rows(tmp_path, "SELECT state FROM commitment_report") == [("owed",)]
-    drop_unaddressed(context, [])
-    assert rows(tmp_path, "SELECT state FROM commitment_report") == [("dead",)]
-    assert "receive.commitment" in log.getvalue()

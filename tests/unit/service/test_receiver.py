@@ -3,57 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from prometheus_client import CollectorRegistry
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-from dicom_xai.audit import Recorder
 from dicom_xai.audit.trail import Follower
-from dicom_xai.config import load
 from dicom_xai.errors import DuplicateInstanceError
 from dicom_xai.identity import MODEL_NAME
-from dicom_xai.ledger import Ledger
 from dicom_xai.receive.inspect import file_meta, inspect
 from dicom_xai.receive.storage_scp import Arrival, TransferEnd
 from dicom_xai.service.receiver import Receiver
 from dicom_xai.service.role import Context
-from dicom_xai.spool import Spool
 from dicom_xai.study import Sender
-from dicom_xai.telemetry import Log, Metrics
 from tests.make.associations import an_image, encoded
 from tests.make.config_files import Folder
-from tests.make.ledger import change, rows, url_in
+from tests.make.ledger import change, rows
 
 SENDER = Sender("PACS", "DICOM_XAI", "127.0.0.1", 0, "127.0.0.1:11112")
 SYNTAX = "1.2.840.10008.1.2.1"
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> Iterator[Context]:
-    folder = Folder(tmp_path / "config")
+def files(files: Folder) -> Folder:
     asked = "SeriesDescription: {equals: CHÄST}\n      calling_ae_title: {equals: PACS}"
-    folder.spoil("routes.yaml", "BodyPartExamined: {equals: CHEST}", asked)
-    folder.texts["dicom-xai.yaml"] += "audit: {include_patient_id: true}\n"
-    folder.texts["routes.yaml"] = folder.texts["routes.yaml"].partition("tests:")[0]
-    config, _ = load(folder.write())
-    metrics, log = Metrics(CollectorRegistry()), Log(io.StringIO())
-    ledger = Ledger(url_in(tmp_path))
-    yield Context(
-        config=config,
-        ledger=ledger,
-        spool=Spool(tmp_path / "spool"),
-        metrics=metrics,
-        log=log,
-        audit=Recorder(config.service.audit, "receiver", metrics, log),
-    )
-    ledger.close()
+    files.spoil("routes.yaml", "BodyPartExamined: {equals: CHEST}", asked)
+    files.texts["dicom-xai.yaml"] += "audit: {include_patient_id: true}\n"
+    files.texts["routes.yaml"] = files.texts["routes.yaml"].partition("tests:")[0]
+    return files
 
 
 def a_chest(**attributes: object) -> Dataset:

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from threading import Thread
 
 import pytest
-from prometheus_client import CollectorRegistry
 from pydicom.uid import CTImageStorage
 
-from dicom_xai.audit import Recorder
-from dicom_xai.config import load
 from dicom_xai.errors import OutOfResourcesError
-from dicom_xai.ledger import Ledger
 from dicom_xai.service import refusals
 from dicom_xai.service.refusals import Refusals
 from dicom_xai.service.role import Context
-from dicom_xai.spool import Spool
 from dicom_xai.study import Sender
-from dicom_xai.telemetry import Log, Metrics
 from dicom_xai.telemetry.gathered import MOST_KINDS
 from tests.make.associations import (
     Shelf,
@@ -34,8 +26,6 @@ from tests.make.associations import (
     store_request,
     wait_until_all_have_ended,
 )
-from tests.make.config_files import Folder
-from tests.make.ledger import url_in
 
 SENDER = Sender("CT1", "DICOM_XAI", "10.0.0.5", 0, "127.0.0.1:11112")
 FLOOD = 1_000
@@ -44,38 +34,24 @@ FLOOD = 1_000
 class Desk:
     """A receiver's refusals, with what they count and say."""
 
-    def __init__(self, folder: Path) -> None:
-        config, _ = load(Folder(folder / "config").write())
-        self.registry, self.words = CollectorRegistry(), io.StringIO()
-        metrics, log = Metrics(self.registry), Log(self.words)
-        self.ledger = Ledger(url_in(folder))
-        self.refusals = Refusals(
-            Context(
-                config=config,
-                ledger=self.ledger,
-                spool=Spool(folder / "spool"),
-                metrics=metrics,
-                log=log,
-                audit=Recorder(config.service.audit, "receiver", metrics, log),
-            )
-        )
+    def __init__(self, context: Context, words: io.StringIO) -> None:
+        self.refusals = Refusals(context)
+        self._context, self._words = context, words
 
     def lines(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in self.words.getvalue().splitlines()]
+        return [json.loads(line) for line in self._words.getvalue().splitlines()]
 
     def counts(self) -> list[int]:
         return [int(str(line["count"])) for line in self.lines()]
 
     def counted(self, reason: str) -> float | None:
         name = "dicom_xai_instances_refused_total"
-        return self.registry.get_sample_value(name, {"reason": reason})
+        return self._context.metrics.registry.get_sample_value(name, {"reason": reason})
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    found = Desk(tmp_path)
-    yield found
-    found.ledger.close()
+def desk(context: Context, log: io.StringIO) -> Desk:
+    return Desk(context, log)
 
 
 @pytest.mark.promise("N7")

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
 
-from dicom_xai.audit import Recorder
-from dicom_xai.config import load
-from dicom_xai.ledger import Ledger
 from dicom_xai.service import answers
 from dicom_xai.service.role import Context
 from dicom_xai.service.worker import MAX_ATTEMPTS, Worker
-from dicom_xai.spool import Spool
 from dicom_xai.study import Per
-from dicom_xai.telemetry import Log, Metrics
 from tests.make.books import rows, wait_until
 from tests.make.config_files import Folder
-from tests.make.ledger import LEASE_S, an_instance, change, receive, url_in, wanted
+from tests.make.ledger import LEASE_S, an_instance, change, receive, wanted
 from tests.make.studies import a_radiograph
 
 #: More than any disk has.
@@ -29,22 +21,10 @@ ALL_OF_IT = 10**18
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> Iterator[Context]:
-    """Of a config whose one route is off, so that no model is loaded."""
-    folder = Folder(tmp_path / "config")
-    folder.spoil("routes.yaml", "trigger: instance", "trigger: instance\n    enabled: false")
-    config, _ = load(folder.write())
-    metrics, log = Metrics(CollectorRegistry()), Log(io.StringIO())
-    ledger = Ledger(url_in(tmp_path))
-    yield Context(
-        config=config,
-        ledger=ledger,
-        spool=Spool(tmp_path / "spool"),
-        metrics=metrics,
-        log=log,
-        audit=Recorder(config.service.audit, "worker", metrics, log),
-    )
-    ledger.close()
+def files(files: Folder) -> Folder:
+    """With its one route off, so that no model is loaded."""
+    files.spoil("routes.yaml", "trigger: instance", "trigger: instance\n    enabled: false")
+    return files
 
 
 @pytest.mark.promise("D5")
