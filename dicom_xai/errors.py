@@ -18,7 +18,6 @@
     │  ├─ ModelInputError
     │  ├─ EncodeError
     │  └─ IdentityError                nothing is sent
-    ├─ BudgetExceededError         .stage .elapsed_s .budget_s
     ├─ TransientError              retried with backoff
     │  ├─ DestinationUnavailableError
     │  │  └─ NotNowError                 one object; the destination serves others
@@ -133,22 +132,6 @@ class EncodeError(StudyError):
 
 class IdentityError(StudyError):
     """Result and source, or the sources of one unit, differ in identity: nothing is sent."""
-
-
-class BudgetExceededError(DicomXaiError):
-    """A stage found the deadline passed.
-
-    Parameters
-    ----------
-    stage : str
-        Where it was found.
-    elapsed_s, budget_s : float
-        Seconds since ready, and the seconds the route allows.
-    """
-
-    def __init__(self, stage: str, elapsed_s: float, budget_s: float) -> None:
-        self.stage, self.elapsed_s, self.budget_s = stage, elapsed_s, budget_s
-        super().__init__(f"{stage}: {elapsed_s:.3f} s of a budget of {budget_s:.3f} s are gone")
 
 
 class TransientError(DicomXaiError):

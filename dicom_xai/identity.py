@@ -124,8 +124,6 @@ _TRAVELLING_TAGS = tuple(sorted((*BLOCK_TAGS, *map(_tag, PLACE_KEYWORDS))))
 _PLACE_TAGS = tuple(map(_tag, PLACE_KEYWORDS))
 _EMPTY_WHEN_ABSENT_TAGS = tuple(map(_tag, EMPTY_WHEN_ABSENT))
 
-STUDY_INSTANCE_UID = _tag("StudyInstanceUID")
-
 #: The items of a sequence; each item's elements in tag order.
 Items = tuple[tuple["Element", ...], ...]
 
@@ -345,20 +343,6 @@ def _value(element: Element) -> object:
     if isinstance(element.value, bytes):
         return element.value
     return tuple(tuple((e.tag, _value(e)) for e in item) for item in element.value)
-
-
-def same_patient(a: Block, b: Block) -> bool:
-    """Whether two objects name the same patient: identifier and issuer, padding aside.
-
-    Two objects without an identifier name nobody, hence not the same patient.
-    """
-    patient_id = _tag("PatientID")
-    if patient_id not in a or a[patient_id].is_empty:
-        return False
-    return all(
-        _trimmed(a.get(tag)) == _trimmed(b.get(tag))
-        for tag in (patient_id, _tag("IssuerOfPatientID"))
-    )
 
 
 def check_agreement(blocks: Iterable[Block]) -> None:

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dicom_xai.errors import BudgetExceededError
-
 
 class Stage(StrEnum):
     """Where a study is. The order of the members is the order of the flow."""
@@ -34,22 +32,14 @@ class Deadline:
     ----------
     at_s : float
         Seconds of `clock`.
-    budget_s : float
-        What the route allowed, for messages.
     clock : callable
         Gives seconds, monotonic; an argument so that tests can move it.
     """
 
     at_s: float
-    budget_s: float
     clock: Callable[[], float]
 
     @property
     def remaining_s(self) -> float:
         """Seconds left; negative once the deadline has passed."""
         return self.at_s - self.clock()
-
-    def check(self, stage: Stage) -> None:
-        """Raise BudgetExceededError when nothing is left."""
-        if self.remaining_s < 0:
-            raise BudgetExceededError(stage, self.budget_s - self.remaining_s, self.budget_s)

@@ -490,7 +490,6 @@ class Result:
     size_bytes: int
     source: Instance  #: whose identity block the result carries
     references: tuple[Reference, ...] = ()
-    within_budget: bool = True
     destinations: tuple[str, ...] = field(default=())
 
 

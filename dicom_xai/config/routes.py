@@ -138,24 +138,6 @@ class Route(Section):
             raise ValueError(f"trigger instance needs per: instance, found per: {self.per}")
         return self
 
-    @property
-    def objects(self) -> tuple[ObjectKind, ...]:
-        """The kinds this route sends, each once."""
-        return tuple(dict.fromkeys(ObjectKind(rule.object) for rule in self.send))
-
-    def destinations_of(self, kind: ObjectKind) -> tuple[str, ...]:
-        """Where objects of this kind go; a note goes wherever an sc would."""
-        wanted = ObjectKind.SC if kind is ObjectKind.NOTE else kind
-        names = [name for rule in self.send if rule.object == wanted for name in rule.to]
-        if kind is ObjectKind.NOTE and not names:
-            names = [name for rule in self.send for name in rule.to]
-        return tuple(dict.fromkeys(names))
-
-    @property
-    def slices(self) -> int:
-        """How many slices of a series get an sc."""
-        return next((rule.slices for rule in self.send if rule.slices is not None), 1)
-
 
 def read_route(text: str) -> Route:
     """A route as the ledger has it: as it was when a unit came.

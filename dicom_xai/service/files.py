@@ -145,7 +145,7 @@ def run_unit(
         fix_explainer=lambda _: None,
         rest_s=0.0,
     )
-    deadline = Deadline(time.monotonic() + _BUDGET_S, _BUDGET_S, time.monotonic)
+    deadline = Deadline(time.monotonic() + _BUDGET_S, time.monotonic)
     return pipeline.run(job, model, deadline, tools)
 
 

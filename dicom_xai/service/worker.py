@@ -266,7 +266,7 @@ class Worker:
         if job.attempts > MAX_ATTEMPTS:
             raise StudyError(f"{MAX_ATTEMPTS} attempts ended without a result")
         model = self._models.of(job)
-        deadline = Deadline(job.deadline_at, job.deadline_at - job.ready_at, context.ledger.now)
+        deadline = Deadline(job.deadline_at, context.ledger.now)
         return pipeline.begin(job, model, deadline, self._tools(watch, model))
 
     def _infer_together(self, units: Sequence[pipeline.Begun]) -> Sequence[Prediction | None]:

@@ -50,7 +50,6 @@ class Event(StrEnum):
     BUDGET_EXCEEDED = "budget-exceeded"
     MODEL_LOADED = "model-loaded"
     MODEL_FILE_CHANGED = "model-file-changed"
-    MODEL_REFUSED = "model-refused"
     RESULT_SKIPPED = "result-skipped"
     DELIVERED = "delivered"
     DELIVERY_RETRIED = "delivery-retried"
@@ -73,11 +72,11 @@ class Event(StrEnum):
 #: The only fields a log line may have. UIDs and config names; nothing a patient could be known by.
 FIELDS = frozenset(
     """
-    role pid port host listener ae_title destination route model device provider version config
+    role pid port host listener ae_title destination route model device version config
     study_instance_uid series_instance_uid sop_instance_uid sop_class_uid transfer_syntax_uid
     unit job purpose generation stage trigger kind ordinal reason outcome status attempts delay_s
     elapsed_s budget_s latency_s stages count size_bytes explainer method layer file error backward
-    nodes folder instances priority use
+    instances priority use
     """.split()
 )
 

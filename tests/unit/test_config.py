@@ -26,7 +26,7 @@ from dicom_xai.config import (
     read_yaml,
 )
 from dicom_xai.errors import ConfigError
-from dicom_xai.study import ObjectKind, Per
+from dicom_xai.study import Per
 from tests.make.certificates import Authority
 from tests.make.config_files import CARD, HERE, ROUTES, SERVICE, Folder
 
@@ -80,9 +80,8 @@ def test_the_routes_file_in_the_repository_reads_and_its_names_are_known() -> No
     service, _ = parse(REPO / "config/dicom-xai.yaml", ServiceConfig)
     routes, _ = parse(REPO / "config/routes.yaml", RoutesConfig)
     assert {route.name for route in routes.routes} >= {"chest-x-ray", "head-ct"}
-    for route in routes.routes:
-        for kind in ObjectKind:
-            assert set(route.destinations_of(kind)) <= set(service.destinations)
+    named = {name for route in routes.routes for rule in route.send for name in rule.to}
+    assert named <= set(service.destinations)
     assert routes.tests
 
 
@@ -589,21 +588,6 @@ def test_the_nearest_word_is_offered_only_when_near(
     word: str, known: list[str], expected: str
 ) -> None:
     assert nearest(word, known) == expected
-
-
-def test_notes_go_where_pictures_go_and_without_pictures_everywhere() -> None:
-    base = {"name": "r", "when": {}, "trigger": "quiet", "model": "m", "explain": ["grad-cam"]}
-
-    def send(*rules: dict[str, object]) -> Route:
-        return Route.model_validate({**base, "send": list(rules)})
-
-    sc = {"object": "sc", "to": ["a", "b"], "slices": 3}
-    seg = {"object": "seg", "to": ["b", "c"]}
-    assert send(sc, seg).destinations_of(ObjectKind.NOTE) == ("a", "b")
-    assert send(seg).destinations_of(ObjectKind.NOTE) == ("b", "c")
-    assert send(sc, seg).destinations_of(ObjectKind.SEG) == ("b", "c")
-    assert send(sc, seg).objects == (ObjectKind.SC, ObjectKind.SEG)
-    assert (send(sc).slices, send(seg).slices) == (3, 1)
 
 
 def test_sections_are_frozen() -> None:

@@ -228,22 +228,6 @@ def test_private_elements_do_not_travel():
     assert all(tag >> 16 != 0x0011 for tag in identity.read_block(as_file(ds)))
 
 
-# ------------------------------------------------------------------ same patient, same unit
-
-
-def test_same_patient_looks_at_identifier_and_issuer_without_padding():
-    a = identity.read_block(with_values(PatientID=b"ID-1", IssuerOfPatientID=b"W9"))
-    b = identity.read_block(with_values(PatientID=b"ID-1 \0", IssuerOfPatientID=b"W9  "))
-    other = identity.read_block(with_values(PatientID=b"ID-1", IssuerOfPatientID=b"W8"))
-    assert identity.same_patient(a, b)
-    assert not identity.same_patient(a, other)
-
-
-def test_two_objects_without_identifier_are_not_the_same_patient():
-    nobody = identity.read_block(with_values(PatientID=b"  "))
-    assert not identity.same_patient(nobody, nobody)
-
-
 @pytest.mark.promise("C2")
 @pytest.mark.parametrize(
     ("keyword", "found"),

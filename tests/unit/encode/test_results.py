@@ -484,7 +484,6 @@ def test_every_object_carries_its_sources_identity():
         source = identity.read_block(given.read_source(encoded.source))
         result = identity.read_block(encoded.file)
         identity.compare(source, result)
-        assert identity.same_patient(source, result)
         ds = read(encoded)
         assert str(ds.PatientName) == "M\xfcller^J\xf6rg"
         assert ds.IssuerOfPatientID == "Ward 9"
