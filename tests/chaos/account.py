@@ -16,6 +16,7 @@ from pydicom import dcmread
 
 from dicom_xai import identity
 from dicom_xai.deliver.storage_scu import parse
+from dicom_xai.errors import IdentityError
 from tests.make.books import left_lying, rows, wait_until
 from tests.make.scripted_peer import ScriptedPeer
 from tests.make.studies import header_of
@@ -224,7 +225,7 @@ def _answered(folder: Path, study: str) -> int:
 def _is_same_patient(source: bytes, result: bytes) -> bool:
     try:
         identity.compare(identity.read_block(source), identity.read_block(result))
-    except identity.IdentityError:
+    except IdentityError:
         return False
     ours, theirs = dcmread(BytesIO(result), stop_before_pixels=True), header_of(source)
     return (ours.PatientID, ours.PatientName, ours.StudyInstanceUID) == (
