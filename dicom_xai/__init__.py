@@ -2,10 +2,13 @@
 
 The tree is the flow::
 
-    study stages errors uids identity     the words: import nothing of ours
-    config telemetry dimse spool          the means: import the words only
+    study stages errors uids identity processes deflate commitment
+                                          the words: import no more than each other
+    tls config telemetry dimse spool audit
+                                          the means: import the words, and each other
     receive route decode infer explain encode deliver
                                           the flow: one package per stage, in this order
+    prepare                               what can be done with one object alone, as it comes
     autodiff                              ONNX in, ONNX with gradients out; knows no DICOM
     ledger                                the facts, durable: verbs over SQL
     pipeline service                      one job on one page; the roles and their supervision

@@ -1,7 +1,7 @@
 """The words of DIMSE that both faces share: status codes, what is served, socket options.
 
-No association lives here: the receiver's are in `receive.storage_scp`, the sender's in
-`deliver.storage_scu`. What is served is data, so that the conformance statement and the tests read
+No association lives here: the receiver's are in `receive.association`, the sender's in
+`deliver.requestor`. What is served is data, so that the conformance statement and the tests read
 the same tables as the wire does.
 """
 

@@ -1,7 +1,8 @@
 """The three YAML files an admin edits: one frozen model per section; load, check, nearest word.
 
-`service`, `routes` and `cards` are the files, `types` their single values; `reading` turns YAML
-into a model and says where it is wrong; `loading` checks the files against each other.
+`service` (with its sections `tls` and `audit`), `routes` and `cards` are the files, `types` their
+single values; `reading` turns YAML into a model and says where it is wrong; `loading` checks the
+files against each other; `schema` writes JSON Schemas for editors.
 
 Every scalar is read as text and typed by its model, so that ``NO``, ``0123`` and ``12:30`` never
 change an AE title or a code (PyYAML's YAML 1.1 resolver would read false, 83 and 750). Unknown and

@@ -89,7 +89,7 @@ class Captures:
         if self._plan and _is_of_images(self._unit) and total > MAX_PICTURES:
             reason = f"{total} images in the unit, the first {MAX_PICTURES} pictured"
             skipped.append((ObjectKind.SC, reason))
-        return sorted(objects, key=lambda encoded: encoded.ordinal), skipped
+        return sorted(objects, key=lambda each: each.ordinal), skipped
 
     def _add_single(
         self,

@@ -20,8 +20,8 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
 from dicom_xai.errors import EncodeError
+from dicom_xai.identity.block import LONG_LENGTH
 
-_LONG_LENGTH = frozenset("OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 _NUMBER = {"US": "H", "UL": "I", "FD": "d", "FL": "f"}
 
 
@@ -43,7 +43,7 @@ def element(keyword: str, value: bytes) -> bytes:
         They are more than the element's VR can hold.
     """
     head, vr = _head(keyword)
-    if vr in _LONG_LENGTH:
+    if vr in LONG_LENGTH:
         return head + struct.pack("<xxI", len(value)) + value
     if len(value) > 0xFFFE:
         raise EncodeError(f"{keyword} would be {len(value)} bytes, which VR {vr} cannot hold")

@@ -79,9 +79,8 @@ class Run:
         if moment is None or moment.tzinfo is None:
             raise EncodeError(f"job {self.job.job_id}: created_at has no offset from UTC")
         zone = _offset(identity.text_of(block, "TimezoneOffsetFromUTC"))
-        plain = datetime.fromisoformat(
-            moment.isoformat()
-        )  # pydicom's subclass prints itself as received
+        # pydicom's subclass prints itself as received
+        plain = datetime.fromisoformat(moment.isoformat())
         return plain.astimezone(zone) if zone else plain
 
 

@@ -81,7 +81,7 @@ def encode_results(
         if kind not in regions:
             skipped.append((ObjectKind.SEG, "the model gives no probability of each pixel"))
             continue
-        ordinal = sum(encoded.kind is ObjectKind.SEG for encoded in objects)
+        ordinal = sum(each.kind is ObjectKind.SEG for each in objects)
         made, reasons = _segmentations(
             unit, maps.segmented, regions[kind], compression, ordinal, destinations
         )

@@ -1,8 +1,9 @@
 """Why the model said so: a model with its explanation compiled in, and what comes of its maps.
 
-`gradient` (methods compiled into the graph), `served` (a loaded model that predicts and explains in
-one run, self-tested), `heatmap` (raw maps to the card's absolute scale, and onto the source),
-`choose` (which explainer the deadline allows).
+`gradient` (methods compiled into the graph; `cache` keeps the graphs), `served` (a loaded model
+that predicts and explains in one run, proved by `selftest`), `heatmap` (raw maps to the card's
+absolute scale), `mapping` (those onto the source's pixels), `choose` (which explainer the deadline
+allows, by `costs`).
 """
 
 from __future__ import annotations

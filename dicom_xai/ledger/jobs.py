@@ -102,9 +102,9 @@ class Jobs:
     def claim(
         self, lease_s: float, *, only: Priority | None = None, like: Job | None = None
     ) -> Job | None:
-        """Take the most urgent job: STAT before routine, then what was not tried yet, then the
-        earliest deadline: a job that ends its worker each time holds up none but itself.
+        """Take the most urgent job: STAT first, then what was not tried yet, then by deadline.
 
+        So a job that ends its worker each time holds up none but itself.
         A job whose lease ran out counts as queued; `attempts` tells how often that happened. One
         whose images another process has prepared is left to that one for `HOLDER_FIRST_S`.
 

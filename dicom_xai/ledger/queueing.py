@@ -84,6 +84,7 @@ def queue_amendment(connection: Connection, job_id: int, now: float, reason: str
 
 
 def has_live_job(connection: Connection, unit_key: str, route: str, *purposes: str) -> bool:
+    """Whether a job of one of these purposes about the unit is queued or runs."""
     return (
         connection.scalar(
             select(job.c.id).where(

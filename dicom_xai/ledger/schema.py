@@ -1,7 +1,7 @@
 """The ledger's tables: states are spelled in CHECK constraints, guarantees are unique indexes.
 
-Times named `*_at` are seconds of the ledger's clock (see `engine.Clock`), which wall-clock jumps
-cannot move; `*_utc` are wall-clock text for people. `event` is append-only and is the history.
+Times named `*_at` are seconds of the ledger's clock (`engine.Database.now`), which wall-clock
+jumps cannot move; `*_utc` are wall-clock text for people. `event` is append-only: the history.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
+
+from dicom_xai.study import ObjectKind, Purpose
 
 #: Refused when a database says a number that neither this one nor a migration knows.
 SCHEMA_VERSION = 4
@@ -281,7 +283,7 @@ job = Table(
     Column("triaged_at", Float),
     Column("overdue_at", Float),
     _one_of("state", JobState),
-    CheckConstraint("purpose IN ('triage', 'amendment', 'audit')", name="purpose_is_known"),
+    _one_of("purpose", Purpose),
     UniqueConstraint(
         *("unit_key", "route", "model_digest", "purpose", "generation"), name="one_job_each"
     ),
@@ -318,7 +320,7 @@ result = Table(
     Column("size_bytes", Integer, nullable=False),
     Column("source_instance_id", Integer, ForeignKey("instance.id"), nullable=False),
     Column("created_utc", Text, nullable=False),
-    CheckConstraint("kind IN ('sc', 'seg', 'note')", name="kind_is_known"),
+    _one_of("kind", ObjectKind),
     UniqueConstraint("job_id", "kind", "ordinal", name="one_result_each"),
     Index("result_bytes", "spool_key", sqlite_where=text("spool_key IS NOT NULL")),
     Index("result_kept", "created_utc", sqlite_where=text("spool_key IS NOT NULL")),

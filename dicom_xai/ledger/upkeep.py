@@ -48,6 +48,7 @@ from dicom_xai.ledger.schema import (
     transfer,
 )
 from dicom_xai.stages import Stage
+from dicom_xai.study import Purpose
 
 #: An orphan younger than this may belong to a transaction under way, even if the clock jumps.
 ORPHAN_AGE_S = 86400.0
@@ -120,7 +121,7 @@ class Upkeep:
                     job.c.deadline_at < now,
                     job.c.triaged_at.is_(None),
                     job.c.overdue_at.is_(None),
-                    job.c.purpose == "triage",
+                    job.c.purpose == Purpose.TRIAGE,
                     or_(job.c.state != JobState.RUNNING, job.c.lease_until < now),
                 )
                 .values(overdue_at=now)
@@ -141,7 +142,7 @@ class Upkeep:
                 select(func.min(job.c.deadline_at)).where(
                     job.c.triaged_at.is_(None),
                     job.c.overdue_at.is_(None),
-                    job.c.purpose == "triage",
+                    job.c.purpose == Purpose.TRIAGE,
                 ),
             )
 

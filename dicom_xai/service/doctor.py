@@ -120,8 +120,11 @@ def _destinations(config: Config) -> Iterator[Finding]:
         except DicomXaiError as error:
             yield Finding(LOOK, f"destination {name}", f"{where}: {error}")
         else:
-            words = f"associated in {timing.associate_s * 1e3:.0f} ms, C-ECHO in "
-            words = f"by TLS {words}" if destination.tls is not None else words
-            yield Finding(GOOD, f"destination {name}", f"{where}: {words}{timing.echo_s * 1e3:.0f}")
+            how = "by TLS " if destination.tls is not None else ""
+            times = (
+                f"associated in {timing.associate_s * 1e3:.0f} ms, "
+                f"C-ECHO in {timing.echo_s * 1e3:.0f} ms"
+            )
+            yield Finding(GOOD, f"destination {name}", f"{where}: {how}{times}")
         finally:
             scu.close()
