@@ -7,9 +7,10 @@ Rules: everything random comes from the numpy Generator that is passed in, so th
 same pixels; UIDs are fresh unless a source of UIDs is passed in. No torch, no network.
 """
 
-from dicom_xai.demo.phantom.chest import CHEST_FINDINGS, chest
+from dicom_xai.demo.phantom.chest import chest
 from dicom_xai.demo.phantom.dataset import Phantom, Subject, fresh_uid, to_bytes
 from dicom_xai.demo.phantom.head import HAEMORRHAGE, head_ct
+from dicom_xai.demo.phantom.thorax import CHEST_FINDINGS
 
 __all__ = [
     "CHEST_FINDINGS",
