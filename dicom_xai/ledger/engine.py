@@ -403,14 +403,16 @@ class Bells:
 
     def ring(self, name: str) -> None:
         """Wake all who listen; nobody listening is no error."""
-        for pipe in self._folder.glob(f"{name}.*"):
+        for pipe in os.listdir(self._folder):  # rung for each object: pathlib takes 0.1 ms
+            if not pipe.startswith(f"{name}."):
+                continue
             try:
-                fd = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+                fd = os.open(self._folder / pipe, os.O_WRONLY | os.O_NONBLOCK)
             except OSError as error:
                 # ENXIO: nobody has it open for reading, its process is gone (fifo(7)); anything
                 # else is our own trouble, and the listener looks by itself before long
                 if error.errno == errno.ENXIO:
-                    pipe.unlink(missing_ok=True)
+                    (self._folder / pipe).unlink(missing_ok=True)
                 continue
             with suppress(BlockingIOError, BrokenPipeError):  # full means rung already
                 os.write(fd, b"!")

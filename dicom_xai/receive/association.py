@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from pynetdicom.presentation import PresentationContext
 
 #: A data set is handed on in parts of this size.
-PART_BYTES = 131_072
+PART_BYTES = 262_144
 #: A message that comes more slowly than this, on the whole, is given up. A line of 64 kbit/s, the
 #: slowest that images are sent over, is eight times as fast.
 SLOWEST_BYTES_PER_S = 1_000

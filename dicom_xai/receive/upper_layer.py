@@ -10,6 +10,7 @@ data set goes from there into the caller's memory; no PDU is ever an object.
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import struct
@@ -22,7 +23,7 @@ from dicom_xai.dimse import MAX_PDU_BYTES, acknowledge_now, make_eager
 from dicom_xai.tls import TLSSocket, names_in
 
 #: As much as is read at once; what a peer sends beyond it waits in TCP's window.
-AHEAD_BYTES = 131_072
+AHEAD_BYTES = 262_144
 #: After the last PDU the peer closes the connection; we do so after this long, seconds.
 LINGER_S = 0.5
 
@@ -237,8 +238,7 @@ class Wire:
         if remaining_s <= 0:
             raise TimeoutError
         try:
-            self._socket.settimeout(remaining_s)
-            received = self._socket.recv_into(into)
+            received = self._read_within(remaining_s, into)
         except TimeoutError:
             raise
         except OSError:
@@ -246,6 +246,19 @@ class Wire:
         if received == 0:
             raise PeerGone
         return received
+
+    def _read_within(self, remaining_s: float, into: memoryview) -> int:
+        if isinstance(self._socket, TLSSocket):
+            self._socket.settimeout(remaining_s)
+            return self._socket.recv_into(into)
+        while True:
+            # mostly it is there, and a timeout would cost two more calls
+            with suppress(BlockingIOError):
+                return self._socket.recv_into(into, 0, socket.MSG_DONTWAIT)
+            readable = select.poll()
+            readable.register(self._socket, select.POLLIN)
+            if not readable.poll(1000 * remaining_s):
+                raise TimeoutError
 
     # -------------------------------------------------------------- out
 
@@ -260,6 +273,7 @@ class Wire:
         try:
             self._socket.settimeout(self._stall_s)
             self._socket.sendall(pdu)
+            self._socket.settimeout(None)
             acknowledge_now(self._socket)
         except OSError:
             raise PeerGone from None
