@@ -71,17 +71,17 @@ def show(folder: Path | None, keep: bool, console: Console) -> int:
         Go on serving until Ctrl-C.
     console : Console
     """
-    target = folder or Path("demo-output") / f"{datetime.now():%Y%m%d-%H%M%S}"
-    target.mkdir(parents=True, exist_ok=True)
+    results = folder or Path("demo-output") / f"{datetime.now():%Y%m%d-%H%M%S}"
+    results.mkdir(parents=True, exist_ok=True)
     state = Path(tempfile.mkdtemp(prefix="dicom-xai-demo-"))
     site = Site(state)
     try:
         with _step(console, "starting the service and a stand-in PACS; loading and testing models"):
             site.start()
-        in_time = list(_send_all(site, target, console))
-        metrics = target / "metrics.txt"
+        in_time = list(_send_all(site, results, console))
+        metrics = results / "metrics.txt"
         metrics.write_text(site.http("metrics")[1])
-        console.print(f"results    {target.resolve()}", soft_wrap=True)
+        console.print(f"results    {results.resolve()}", soft_wrap=True)
         console.print(f"metrics    {metrics.resolve()}", soft_wrap=True)
         if keep:
             url = f"http://127.0.0.1:{site.http_port}/metrics"
@@ -97,11 +97,11 @@ def show(folder: Path | None, keep: bool, console: Console) -> int:
         return 0
     finally:
         site.stop()
-        shutil.copy(site.log, target / "service.log")
+        shutil.copy(site.log, results / "service.log")
         shutil.rmtree(state, ignore_errors=True)
 
 
-def _send_all(site: Site, target: Path, console: Console) -> Iterator[bool]:
+def _send_all(site: Site, results: Path, console: Console) -> Iterator[bool]:
     """Send, wait, write and show one study after the other; tells whether each was in time."""
     for number, study in enumerate(STUDIES, start=1):
         with _step(console, f"study {number} of {len(STUDIES)}: {study.title}"):
@@ -112,7 +112,7 @@ def _send_all(site: Site, target: Path, console: Console) -> Iterator[bool]:
             jobs = _wait_for_triage(site, uid, _expected_jobs(phantom))
             received = [kept.path.read_bytes() for kept in site.pacs.kept[before:]]
         objects = [dcmread(io.BytesIO(file)) for file in received]
-        _write(target, number, received, objects)
+        _write(results, number, received, objects)
         table, is_in_time = _report(statuses, jobs, objects)
         console.print(table)
         yield is_in_time
@@ -137,12 +137,12 @@ def _wait_for_triage(site: Site, uid: str, expected: int) -> list[Mapping[str, o
         ledger.close()
 
 
-def _write(target: Path, number: int, files: list[bytes], objects: list[Dataset]) -> None:
+def _write(results: Path, number: int, files: list[bytes], objects: list[Dataset]) -> None:
     counts: dict[str, int] = {}
     for file, ds in zip(files, objects, strict=True):
         kind = "seg" if ds.SOPClassUID == SegmentationStorage else "sc"
         counts[kind] = counts.get(kind, 0) + 1
-        path = target / f"study{number}-{kind}{counts[kind]}.dcm"
+        path = results / f"study{number}-{kind}{counts[kind]}.dcm"
         path.write_bytes(file)
         if kind == "sc":
             write_png(file, path.with_suffix(".png"))
