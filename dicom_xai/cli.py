@@ -335,9 +335,6 @@ def doctor(
     raise typer.Exit(max(item.severity for item in findings))
 
 
-# ------------------------------------------------------------------ ledger
-
-
 @ledger_app.command("jobs")
 def ledger_jobs(
     config: ConfigOption = DEFAULT_CONFIG,
@@ -513,9 +510,6 @@ def _print_rows(rows: Sequence[Mapping[str, object]]) -> None:
 
 def _cell(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-# ------------------------------------------------------------------ arguments
 
 
 def _card(name: str, folder: Path | None) -> ModelCard:

@@ -132,9 +132,6 @@ def written(content: CommitmentRequest | CommitmentReport, transfer_syntax: str)
     return data_set
 
 
-# ------------------------------------------------------------------ out
-
-
 def _item(reference: Reference, is_explicit: bool, reason: int | None = None) -> bytes:
     body = _element(_SOP_CLASS_UID, b"UI", _ui(reference.sop_class_uid), is_explicit)
     body += _element(_SOP_INSTANCE_UID, b"UI", _ui(reference.sop_instance_uid), is_explicit)
@@ -158,9 +155,6 @@ def _tag(tag: int) -> bytes:
 def _ui(uid: str) -> bytes:
     value = uid.encode("ascii")
     return value + b"\0" * (len(value) % 2)
-
-
-# ------------------------------------------------------------------ in
 
 
 def _read(

@@ -35,9 +35,6 @@ MAX_PDU_BYTES = 131_072
 MAX_MESSAGE_BYTES = 2_000_000_000
 
 
-# ------------------------------------------------------------------ status codes
-
-
 class Status(IntEnum):
     """Response statuses that we send or understand (PS3.4 B.2.3, PS3.7 Annex C).
 
@@ -140,8 +137,6 @@ class Rejection(Enum):
     LOCAL_LIMIT_EXCEEDED = (2, 3, 2)  #: transient, presentation
 
 
-# ------------------------------------------------------------------ what we serve
-
 #: Of objects without pixels too. Big endian is retired but archives still send it.
 UNCOMPRESSED: tuple[str, ...] = (
     uid.ExplicitVRLittleEndian,
@@ -243,9 +238,6 @@ def commitment_context() -> PresentationContext:
     return context
 
 
-# ------------------------------------------------------------------ logs
-
-
 def trace_of(error: BaseException) -> str:
     """Where an unforeseen error came from, for logs: its class and its stack, not its message.
 
@@ -254,9 +246,6 @@ def trace_of(error: BaseException) -> str:
     """
     stack = "".join(traceback.format_tb(error.__traceback__)).rstrip()
     return f"{type(error).__name__}\n{stack}"
-
-
-# ------------------------------------------------------------------ socket options
 
 
 def make_eager(sock: socket.socket) -> None:

@@ -146,9 +146,6 @@ class Message:
         return ElementTree.tostring(root, encoding="unicode")
 
 
-# ------------------------------------------------------------------ the events that we report
-
-
 def application_started(process: Participant, launcher: Participant) -> Message:
     """The application, or one of its roles, has started (PS3.15 A.5.3.1)."""
     return Message(
@@ -290,9 +287,6 @@ def _as(who: Participant, role: Code | None, *, is_requestor: bool | None = None
         who.alternative_id,
         who.user_name,
     )
-
-
-# ------------------------------------------------------------------ elements
 
 
 def _participant(root: ElementTree.Element, each: Participant) -> None:

@@ -142,8 +142,6 @@ class Forwarder:
         os.close(fd)
         return None
 
-    # -------------------------------------------------------------- one connection
-
     def _forward(self) -> str:
         """Send until the connection breaks; gives why."""
         follower = Follower(self._directory, self._confirmed())
@@ -194,8 +192,6 @@ class Forwarder:
             if not connection.recv(4096):
                 raise ConnectionResetError("closed by the collector")
         connection.settimeout(NETWORK_S)
-
-    # -------------------------------------------------------------- how far we are
 
     def _confirmed(self) -> int:
         try:

@@ -136,9 +136,6 @@ def _check(layout: Layout, coding: Coding, says: Codestream, frame: _Frame) -> N
         raise DecodeError("a frame is cut off: it does not end with an end-of-image marker")
 
 
-# ------------------------------------------------------------------ samples, as each codec gives
-
-
 def _rle(layout: Layout, frame: _Frame) -> np.ndarray:
     """Cells, ``(rows, columns)`` or ``(rows, columns, 3)``; planes in any case (PS3.5 G.2)."""
     segments = layout.samples * layout.cell_bytes
@@ -195,9 +192,6 @@ def _run(codec: Callable[..., _Out], frame: _Frame, **options: object) -> _Out:
         return codec(frame, **options)
     except _CODEC_ERRORS as error:
         raise DecodeError(f"a frame is damaged: {type(error).__name__}") from error
-
-
-# ------------------------------------------------------------------ what samples mean
 
 
 def _values(layout: Layout, says: Codestream, samples: np.ndarray, *, is_lossy: bool) -> np.ndarray:

@@ -119,9 +119,6 @@ def attach(stacked: Stack, frames: Iterable[Frame]) -> Volume:
     return Volume(ordered, stacked.geometry)
 
 
-# ------------------------------------------------------------------ which planes belong together
-
-
 def _order(plane: PlaneRecord) -> tuple[int, int, str]:
     return plane.instance_number, plane.number, plane.sop_instance_uid
 
@@ -200,9 +197,6 @@ def _normal(plane: PlaneRecord) -> NDArray[np.float64]:
     return np.asarray(cross / np.linalg.norm(cross))
 
 
-# ------------------------------------------------------------------ which stack is kept
-
-
 def _chosen(stacks: list[_Planes], rule: StackRule, problems: list[str]) -> _Planes:
     """The stack that the rule wants most; what is left out, and why, goes to `problems`."""
     fit = [planes for planes in stacks if _fits(planes, rule)]
@@ -278,9 +272,6 @@ def _why(kept: _Planes, stacks: list[_Planes], fit: list[_Planes], rule: StackRu
             return str(wish)
     others = max(_slices(planes) for planes in rivals)
     return "the most slices" if _slices(kept) > others else "the first of several like it"
-
-
-# ------------------------------------------------------------------ in what order
 
 
 def _projections(planes: _Planes, rule: StackRule | None) -> Stack:

@@ -199,9 +199,6 @@ def _three(vector: Vector) -> tuple[float, float, float]:
     return first, second, third
 
 
-# ------------------------------------------------------------------ shrinking
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Shrunk:
     """Fewer slices, rows and columns, and where each is: `rows` and `columns` as source indices."""
@@ -265,9 +262,6 @@ def _slice_weights(along: Vector, step: float) -> Vector:
     total = near.sum(axis=1)
     # in a gap there is nothing to average: the slices on both sides are interpolated
     return np.asarray(near[total > 0] / total[total > 0, None])
-
-
-# ------------------------------------------------------------------ reading off
 
 
 def _read_off(

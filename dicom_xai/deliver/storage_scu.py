@@ -248,8 +248,6 @@ class StorageSCU(Line):
             self._contexts.clear()
         self._contexts[context] = None
 
-    # -------------------------------------------------------------- one object
-
     def _store(self, stored: StoredObject, file: bytes) -> Receipt:
         association = self._association
         assert association is not None

@@ -76,8 +76,6 @@ class Site:
         self._settings = settings or {}
         self._receive = receive
 
-    # -------------------------------------------------------------- life
-
     def start(self, *, wait: bool = True) -> Site:
         """Start PACS and service; return when the service is ready.
 
@@ -169,8 +167,6 @@ class Site:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-    # -------------------------------------------------------------- traffic
 
     def address(self, ae_title: str = ROUTINE, calling: str = "MODALITY") -> Destination:
         """Where to send to."""

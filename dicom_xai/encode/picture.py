@@ -80,9 +80,6 @@ def compose_stack(
     return list(pictures)
 
 
-# ------------------------------------------------------------------ the legend
-
-
 def band(
     unit: EncodedUnit, i: int, maps: Sequence[ClassMap], drawn: Collection[int]
 ) -> tuple[Layout, Band]:

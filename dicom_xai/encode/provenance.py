@@ -226,9 +226,6 @@ PURPOSE_SOURCE_IMAGE = elements.sequence(
 )
 
 
-# ------------------------------------------------------------------ the file
-
-
 def as_file(dataset: Dataset, more: bytes, pixels: PixelData, block: identity.Block) -> bytes:
     """The finished file, carrying the source's identity byte for byte.
 

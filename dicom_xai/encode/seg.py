@@ -306,9 +306,6 @@ def _is_regular(group: Sequence[Plane]) -> bool:
     return bool(is_even and (np.abs(upright - 1) < _UPRIGHT_TOLERANCE).all())
 
 
-# ------------------------------------------------------------------ the skeleton
-
-
 def _skeleton(
     run: Run,
     card: ModelCard,

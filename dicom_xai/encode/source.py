@@ -190,9 +190,6 @@ def _first(values: Texts) -> str:
     return values[0] if values else ""
 
 
-# ------------------------------------------------------------------ rules for values
-
-
 def _words(pattern: str) -> Callable[[Texts], Texts]:
     compiled = re.compile(pattern)
 
@@ -263,9 +260,6 @@ RULES: dict[str, tuple[str, str, Callable[[Texts], Texts]]] = {
     "lossy_ratios": ("LossyImageCompressionRatio", "", _numbers(None, positive=True)),
     "lossy_methods": ("LossyImageCompressionMethod", "", _words(r"[A-Z0-9_ ]{1,16}")),
 }
-
-
-# ------------------------------------------------------------------ reading
 
 
 def _grouped(groups: list[Dataset]) -> dict[str, Texts]:

@@ -116,9 +116,6 @@ def _floats(values: torch.Tensor) -> tuple[float, ...]:
     return tuple(float(value) for value in values.tolist())
 
 
-# ------------------------------------------------------------------ images
-
-
 def _flat_to_source(values: torch.Tensor, placements: Sequence[Placement]) -> torch.Tensor:
     rows, columns = (
         torch.stack([_of(placement, axis, values) for placement in dict.fromkeys(placements)])
@@ -148,9 +145,6 @@ def _weights(centres: torch.Tensor, grid: int, cells: int) -> torch.Tensor:
     at = (centres * (cells / grid) - 0.5).clamp(0, cells - 1)
     nearness = 1 - (at[..., None] - torch.arange(cells, device=centres.device)).abs()
     return nearness.clamp(min=0) * is_inside[..., None]
-
-
-# ------------------------------------------------------------------ volumes
 
 
 def _axes(placement: VolumePlacement) -> tuple[int, int] | None:

@@ -99,8 +99,6 @@ class Arrivals:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    # -------------------------------------------------------------- transfers
-
     def open_transfer(self, sender: Sender, lease_s: float) -> int:
         """Note that an association is open; give its id."""
 
@@ -172,8 +170,6 @@ class Arrivals:
             return len(stale)
 
         return self._db.write(run)
-
-    # -------------------------------------------------------------- instances
 
     def record(
         self,
@@ -274,8 +270,6 @@ class Arrivals:
                 queueing.make_ready(
                     connection, waiting[0], "instance", now, now, want.priority, want.budget_s
                 )
-
-    # -------------------------------------------------------------- candidates
 
     def due(self) -> list[Candidate]:
         """The waiting units whose timers must be looked at now."""

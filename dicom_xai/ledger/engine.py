@@ -152,8 +152,6 @@ class Database:
                 self._writer.close()
         self._engine.dispose()
 
-    # -------------------------------------------------------------- start-up
-
     def _prepare(self) -> float:
         """Create or check the tables; give the clock's offset for this boot."""
         boot_id = processes.boot_id()
@@ -192,8 +190,6 @@ class Database:
                 connection.exec_driver_sql(statement)
             version = str(steps[version] + 1)
             set_meta(connection, "schema_version", version)
-
-    # -------------------------------------------------------------- writing
 
     def _gathered(self) -> list[_Work]:
         batch: list[_Work] = []
@@ -379,9 +375,6 @@ def _engine(url: str) -> Engine:
         cursor.close()
 
     return engine
-
-
-# ------------------------------------------------------------------ bells
 
 
 class Bells:

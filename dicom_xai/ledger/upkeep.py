@@ -272,8 +272,6 @@ class Upkeep:
 
         return self._db.write(run)
 
-    # -------------------------------------------------------------- retention
-
     def expire(self, keep_days: float, keep_failed_days: float) -> Expired:
         """Forget the bytes that nobody needs any more, and requests for promises that are over.
 

@@ -173,8 +173,6 @@ class Association(threading.Thread):
         self._reporting: Reporting | None = None  #: sent, not answered yet
         self._part = memoryview(b"")
 
-    # -------------------------------------------------------------- from any thread
-
     @property
     def is_half_open(self) -> bool:
         """Connected and not admitted yet."""
@@ -196,8 +194,6 @@ class Association(threading.Thread):
     def abort_soon(self) -> None:
         """Ask the connection's own thread to send A-ABORT and end."""
         self._wire.end_soon()
-
-    # -------------------------------------------------------------- the thread
 
     def run(self) -> None:
         """Converse, and in any case close and say so."""
@@ -296,8 +292,6 @@ class Association(threading.Thread):
         if self.is_admitted:
             self.is_admitted = False
             self._hooks.ended(self, released)
-
-    # -------------------------------------------------------------- one message
 
     def _serve(self) -> None:
         """Read one request, do what it asks for, answer it."""

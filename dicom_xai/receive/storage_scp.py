@@ -271,8 +271,6 @@ class StorageSCP:
             server.close()
         self._servers.clear()
 
-    # -------------------------------------------------------------- may this peer come in?
-
     def _admit(self, association: Association) -> Rejection | None:
         sender = self._sender(association)
         listeners = {
@@ -325,8 +323,6 @@ class StorageSCP:
             self._on_refused(reason, sender, detail)
         except Exception as error:  # noqa: BLE001 - logged, its message apart
             log.error("a refusal could not be reported: %s", trace_of(error))
-
-    # -------------------------------------------------------------- one object
 
     def _store(
         self,
@@ -422,8 +418,6 @@ class StorageSCP:
                 with plain.mapped(0) as walked:
                     yield walked
 
-    # -------------------------------------------------------------- storage commitment
-
     def _commit(
         self,
         association: Association,
@@ -486,8 +480,6 @@ class StorageSCP:
         if not waiting:
             del self._owed[association]
         return owed
-
-    # -------------------------------------------------------------- transfers
 
     def _transfer(self, association: Association, sender: Sender) -> int:
         """The transfer of this association, opened with its first object."""

@@ -141,8 +141,6 @@ class Wire:
         """Why TLS failed, in OpenSSL's words; empty where it did not."""
         return self._socket.problem if isinstance(self._socket, TLSSocket) else ""
 
-    # -------------------------------------------------------------- in
-
     def next_pdu(self, begin_by_s: float, finish_by_s: float | None = None) -> tuple[PDU, int]:
         """Kind and length of the next PDU, of which nothing more is read yet.
 
@@ -260,8 +258,6 @@ class Wire:
             if not readable.poll(1000 * remaining_s):
                 raise TimeoutError
 
-    # -------------------------------------------------------------- out
-
     def send(self, pdu: bytes) -> None:
         """Send all of it.
 
@@ -277,8 +273,6 @@ class Wire:
             acknowledge_now(self._socket)
         except OSError:
             raise PeerGone from None
-
-    # -------------------------------------------------------------- the end
 
     def linger(self) -> None:
         """Give the peer `LINGER_S` to close first, as PS3.8 9.2 (Sta13) wants it."""

@@ -184,8 +184,6 @@ class Ahead:
                     raise TransientError("the worker stops")
             meanwhile()
 
-    # -------------------------------------------------------------- under the lock
-
     def _entry(self, instance: Instance) -> _Entry:
         key = instance.sop_instance_uid + instance.sha256
         if key not in self._entries:
@@ -225,8 +223,6 @@ class Ahead:
                     return entry
                 self._changed.wait(_KEEP_S if waiting else None)
         return None
-
-    # -------------------------------------------------------------- the threads
 
     def _work_forever(self) -> None:
         child: list[_Child] = []

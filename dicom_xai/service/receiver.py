@@ -101,8 +101,6 @@ class Receiver:
         """The ports in the order of the config's listeners."""
         return self._scp.ports
 
-    # -------------------------------------------------------------- the role's life
-
     def start(self) -> None:
         """Recover what an earlier process left, then listen."""
         _allow_many_files()
@@ -194,8 +192,6 @@ class Receiver:
     def _make_scp(self, config: Config) -> StorageSCP:
         report = partial(report_rotation, self._context.metrics, self._context.log)
         return StorageSCP(config.service.receive, self, self._refusals.add, rotated=report)
-
-    # -------------------------------------------------------------- the door
 
     def draft(self) -> AbstractContextManager[Draft]:
         """A file for an object that is about to come; OutOfResourcesError without room for it."""
@@ -305,8 +301,6 @@ class Receiver:
         is_whole = how is TransferEnd.RELEASED
         note_received(self._context, sender, tally, is_whole=is_whole)
 
-    # -------------------------------------------------------------- storage commitment
-
     def promise(self, request: CommitmentRequest, sender: Sender) -> int:
         """Somebody asks for storage commitment; gives the report's number once it is durable."""
         config = self._policy.config.service.receive
@@ -359,8 +353,6 @@ class Receiver:
         ]
         return take_report(self._context, report, reporters)
 
-    # -------------------------------------------------------------- routing
-
     def _route(self, arrival: Arrival) -> tuple[Disposition, list[Wanted], str]:
         """What becomes of an instance, and which routes want its unit."""
         policy = self._policy
@@ -379,8 +371,6 @@ class Receiver:
         )
         wanted = [_wanted(route, policy, uids) for route in found.routes]
         return (Disposition.ROUTED if wanted else Disposition.UNROUTED), wanted, found.trace
-
-    # -------------------------------------------------------------- completion
 
     def _complete_forever(self) -> None:
         try:

@@ -138,8 +138,6 @@ class Supervisor:
             os._exit(1)
         self._stopping.set()
 
-    # -------------------------------------------------------------- health
-
     def is_alive(self) -> bool:
         """Every ready role ticks."""
         now = time.monotonic()
@@ -150,8 +148,6 @@ class Supervisor:
     def why_not_ready(self) -> list[str]:
         """The roles that are not ready."""
         return [f"{child.name} is not ready" for child in self._children if not child.is_ready]
-
-    # -------------------------------------------------------------- the loop
 
     def _watch_forever(self, config: Config, context: Context, folder: Path) -> None:
         notifier = Notifier()

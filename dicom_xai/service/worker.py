@@ -78,8 +78,6 @@ class Worker:
         self._loop = threading.Thread(target=self._work_forever, name="worker")
         self._feeder = threading.Thread(target=self._feed_forever, name="feeder", daemon=True)
 
-    # -------------------------------------------------------------- the role's life
-
     def start(self) -> None:
         """Load and test the models, then work."""
         self._models.load(self._device)
@@ -113,8 +111,6 @@ class Worker:
         self._ahead.stop()
         self._bell.close()
         self._arrivals.close()
-
-    # -------------------------------------------------------------- what arrives
 
     def _feed_forever(self) -> None:
         """Have what arrives prepared while its unit waits for more."""
@@ -153,8 +149,6 @@ class Worker:
             return self._context.spool.open(instance.spool_key)
         except OSError as error:
             raise StudyError(f"the bytes of SOP Instance {uid} are gone from the spool") from error
-
-    # -------------------------------------------------------------- which jobs
 
     def _work_forever(self) -> None:
         try:
@@ -205,8 +199,6 @@ class Worker:
                 if urgent is None:
                     break
                 self._work(urgent)
-
-    # -------------------------------------------------------------- from claim to answer
 
     def _work(self, *jobs: Job) -> None:
         """Jobs of one model and route, in shared runs: each done, failed, or given back."""

@@ -108,9 +108,6 @@ def size_of(load: str) -> float:
     return 10e6 if load.startswith("DX") else 525.7e3
 
 
-# ------------------------------------------------------------------ the peers
-
-
 def _peers(folder: Path) -> Iterator[object]:
     yield _ours(folder / "ours")
     yield _pynetdicom(folder / "pynetdicom")
@@ -187,9 +184,6 @@ def _peak_bytes(pid: int) -> int:
     """The highest resident size of a process so far."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-
-
-# ------------------------------------------------------------------ the load
 
 
 def _slices(folder: Path, count: int, seed: int) -> list[Path]:

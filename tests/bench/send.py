@@ -71,9 +71,6 @@ def run(folder: Path) -> Table:
     return table
 
 
-# ------------------------------------------------------------------ the senders
-
-
 def _ours(port: int, files: Sequence[Path]) -> None:
     destination = Destination(type="dimse", ae_title="ANY", host="127.0.0.1", port=port)
     scu = StorageSCU("pacs", destination)
@@ -98,9 +95,6 @@ def _pynetdicom(port: int, files: Sequence[Path]) -> None:
 def _dcmtk(port: int, files: Sequence[Path]) -> None:
     command = [str(program("storescu")), "-aec", "ANY", "127.0.0.1", str(port), *map(str, files)]
     subprocess.run(command, check=True, env=_UNTOUCHED)
-
-
-# ------------------------------------------------------------------ peer and load
 
 
 @contextmanager

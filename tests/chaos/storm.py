@@ -184,8 +184,6 @@ class Storm:
             peer.stop()
         assert status == 0, f"the service ended with {status}"
 
-    # -------------------------------------------------------------- one round
-
     def play(self, plan: RoundPlan) -> None:
         """Play one round and check what it left; AssertionError tells what is wrong."""
         rng = random.Random(f"{self.seed}/{plan.number}/play")
@@ -214,8 +212,6 @@ class Storm:
         """The last check, over all rounds."""
         check_site(self.site.folder, self.peers, self.counts)
         return self.counts
-
-    # -------------------------------------------------------------- senders
 
     def _study(self, plan: StudyPlan, rng: random.Random) -> SentStudy:
         """The template as another patient's study."""
@@ -298,8 +294,6 @@ class Storm:
         except OSError:
             return  # it was down
         self.counts.broken_off += 1
-
-    # -------------------------------------------------------------- faults
 
     def _break(self, plan: RoundPlan) -> Callable[[], object]:
         """Do the fault, for as long as it lasts; gives what makes it good again.

@@ -64,9 +64,6 @@ def besieged(
     site.pacs.stop()
 
 
-# ------------------------------------------------------------------ a thousand bad connections
-
-
 class Flood:
     """Keeps a thousand connections that lead to nothing; one that is dropped comes again."""
 
@@ -180,9 +177,6 @@ def test_a_good_peer_is_served_while_a_thousand_bad_ones_come_and_stay(
 
 def connections_of(process: psutil.Process) -> list[object]:
     return [each for each in process.net_connections("tcp") if each.raddr]
-
-
-# ------------------------------------------------------------------ files that harm a decoder
 
 
 def compressed(phantom: Phantom, frames: list[bytes], syntax: str, **attributes: object) -> Dataset:

@@ -116,9 +116,6 @@ def metric(site: Site, name: str, **labels: str) -> float:
     return total
 
 
-# ------------------------------------------------------------------ invariants
-
-
 def left_lying(folder: Path) -> list[str]:
     """What still waits for something to happen."""
     tables = {

@@ -106,9 +106,6 @@ def card(
     )
 
 
-# ------------------------------------------------------------------ source files
-
-
 def header(modality: str = "CR", rows: int = 64, columns: int = 48, number: int = 1) -> Dataset:
     """A complete image of a made-up patient; a CT has a plane, slices 2.5 mm apart."""
     ds = Dataset()
@@ -233,9 +230,6 @@ def instance(file: bytes) -> Instance:
         size_bytes=len(file),
         sender=Sender("SCANNER", "DICOM_XAI", "127.0.0.1"),
     )
-
-
-# ------------------------------------------------------------------ what flows
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -130,8 +130,6 @@ class ScriptedPeer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    # -------------------------------------------------------------- connections
-
     def _listen(self, listener: socket.socket, stopping: threading.Event) -> None:
         while not stopping.is_set():
             try:

@@ -226,9 +226,6 @@ def _plain(error: str) -> str:
     return text if keyword in text else f"{keyword}: {text}"
 
 
-# ------------------------------------------------------------------ the table
-
-
 def test_every_image_and_series_comes_to_the_agreed_outcome(trip: Trip, tmp_path: Path) -> None:
     lines = ["\t".join(COLUMNS), *_image_lines(trip), *_series_lines(trip)]
     table = tmp_path / AGREED.name
@@ -276,9 +273,6 @@ def _notes(site: Site, route: str) -> dict[int, str]:
     """What the ledger says about each job of a route."""
     found = rows(site.folder, "SELECT id, note FROM job WHERE route = ? ORDER BY id", route)
     return {int(str(row["id"])): str(row["note"]) for row in found}
-
-
-# ------------------------------------------------------------------ what holds for all
 
 
 def test_every_accepted_image_that_decodes_has_a_picture_and_most_have_a_region(trip: Trip) -> None:

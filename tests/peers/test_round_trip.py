@@ -185,9 +185,6 @@ def _fetch(
     return tuple(returned)
 
 
-# ------------------------------------------------------------------ the door
-
-
 def test_echoscu_is_answered_and_a_wrong_called_ae_title_is_told(trip: RoundTrip) -> None:
     assert dcmtk("echoscu", "-aec", "DICOM_XAI", "127.0.0.1", trip.site.port).returncode == 0
     wrong = dcmtk("echoscu", "-aec", "SOMEBODY", "127.0.0.1", trip.site.port)
@@ -243,9 +240,6 @@ def test_our_own_results_sent_back_are_taken_and_never_routed(trip: RoundTrip) -
     assert set(storescu(trip.site.port, plain).values()) == {"Success"}
     wait_until_idle(trip.site.folder)
     assert len(rows(trip.site.folder, "SELECT id FROM result")) == before
-
-
-# ------------------------------------------------------------------ what came back
 
 
 def test_every_study_comes_back_with_its_objects(trip: RoundTrip) -> None:
@@ -348,9 +342,6 @@ def test_dcmj2pnm_draws_each_segment_where_its_pixels_are(trip: RoundTrip, tmp_p
             assert 0 < frame.mean() < 1, item.name
 
 
-# ------------------------------------------------------------------ how it is compressed
-
-
 def test_each_destination_gets_its_own_compression(trip: RoundTrip) -> None:
     by_syntax = {
         data_set(item.made).file_meta.TransferSyntaxUID: data_set(item.made)
@@ -365,9 +356,6 @@ def test_each_destination_gets_its_own_compression(trip: RoundTrip) -> None:
     # the phantom's noise is what JPEG drops: 3 % of the range on average, at drawn edges more
     difference = np.abs(jpeg.pixel_array.astype(int) - plain.pixel_array.astype(int))
     assert difference.mean() < 8
-
-
-# ------------------------------------------------------------------ what it says
 
 
 def test_a_late_slice_gives_amended_objects_that_name_the_first_ones(trip: RoundTrip) -> None:

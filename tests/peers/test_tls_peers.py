@@ -74,9 +74,6 @@ def options_of(shown: Signed, ca: Path) -> Sequence[object]:
     return ("+tls", shown.private_key, shown.certificate, "+cf", ca)
 
 
-# ------------------------------------------------------------------ DCMTK sends to us
-
-
 @pytest.mark.peers("storescu", "echoscu")
 @pytest.mark.promise("N10")
 @pytest.mark.parametrize("profile", ["+py", "+px", "+pz"])
@@ -126,9 +123,6 @@ def test_what_a_dcmtk_user_sees_when_refused(
     assert "Calling AE Title Not Recognized" in said[5]
     assert "Calling AE Title Not Recognized" in said[6]
     assert all(text.strip() for text in said)
-
-
-# ------------------------------------------------------------------ we send to DCMTK
 
 
 @contextmanager
@@ -194,9 +188,6 @@ def test_a_dcmtk_that_we_or_it_do_not_trust_gets_nothing(
         ):
             StorageSCU("pacs", place(port, tls), CT, SHORT).send(image[0].read_bytes())
     assert list(kept.iterdir()) == []
-
-
-# ------------------------------------------------------------------ Orthanc, both ways
 
 
 class SecureOrthanc(Orthanc):

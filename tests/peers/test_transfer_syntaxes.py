@@ -213,9 +213,6 @@ def _convert(command: str, source: Path, made: Path) -> None:
     assert made.exists(), done.stderr
 
 
-# ------------------------------------------------------------------ what must hold of each
-
-
 def test_the_cases_are_all_syntaxes_that_are_taken() -> None:
     assert {case.syntax for case in CASES} == set(dimse.TRANSFER_SYNTAXES)
 

@@ -23,9 +23,6 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(each) for each in arguments])
 
 
-# ------------------------------------------------------------------ send
-
-
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     """Has signed `door` and `us`."""
@@ -123,9 +120,6 @@ def test_what_send_cannot_do_is_said(
     done = run("send", image, *arguments, "--config", config)
     with pytest.raises(ConfigError, match=words):
         raise done.exception or AssertionError(done.output)
-
-
-# ------------------------------------------------------------------ ledger
 
 
 def test_the_quarantine_is_counted_and_listed_and_names_no_patient(tmp_path: Path) -> None:

@@ -57,9 +57,6 @@ def lint_of(folder: Folder) -> list[Problem]:
     return load(folder.write())[1]
 
 
-# ------------------------------------------------------------------ a good one
-
-
 def test_a_good_config_has_no_problem(folder: Folder) -> None:
     found, lint = load(folder.write())
     assert lint == []
@@ -132,9 +129,6 @@ def test_a_route_goes_through_the_ledger_unchanged() -> None:
         assert Route.model_validate_json(text) == route
 
 
-# ------------------------------------------------------------------ every scalar is text
-
-
 @pytest.mark.promise("K3")
 @pytest.mark.parametrize(
     "word",
@@ -185,8 +179,6 @@ def test_anchors_and_a_byte_order_mark_are_fine(folder: Folder) -> None:
     service = loaded(folder).service
     assert service.destinations["pacs"] == service.destinations["other"]
 
-
-# ------------------------------------------------------------------ one problem at a time
 
 YAML = "dicom-xai.yaml"
 ROUTE = "routes.yaml"
@@ -329,9 +321,6 @@ def test_listeners_may_share_a_port_but_not_a_title_on_it(folder: Folder) -> Non
     assert "two listeners are DICOM_XAI on 127.0.0.1:11112" in problem.message
 
 
-# ------------------------------------------------------------------ all at once
-
-
 def with_commitment(folder: Folder, more: str = "") -> None:
     """Let the destination commit, in the line that it has."""
     folder.spoil("dicom-xai.yaml", "port: 4242}", f"port: 4242, commitment: true{more}}}")
@@ -411,9 +400,6 @@ def test_problems_are_a_config_error_with_one_line_each(folder: Folder) -> None:
     assert len(str(caught.value).splitlines()) == 2
 
 
-# ------------------------------------------------------------------ lint
-
-
 def test_a_route_that_matches_everything_is_lint(folder: Folder) -> None:
     folder.spoil(
         "routes.yaml",
@@ -484,9 +470,6 @@ def test_lint_is_told_beside_errors(folder: Folder) -> None:
     with pytest.raises(ProblemsError) as caught:
         load(folder.write())
     assert {problem.is_lint for problem in caught.value.problems} == {True, False}
-
-
-# ------------------------------------------------------------------ hostile files
 
 
 def bomb(levels: int = 9, width: int = 9) -> str:
@@ -572,9 +555,6 @@ def test_tags_make_no_objects(tmp_path: Path) -> None:
     assert read_yaml(path)[0] == {"a": ["echo no"], "b": "5"}
 
 
-# ------------------------------------------------------------------ small pieces
-
-
 @pytest.mark.parametrize(
     ("word", "known", "expected"),
     [
@@ -630,9 +610,6 @@ def test_an_address_written_otherwise_is_refused(text: str) -> None:
 
 def test_the_examples_that_these_tests_spoil_are_whole() -> None:
     assert "§" not in SERVICE + ROUTES + CARD
-
-
-# ------------------------------------------------------------------ TLS
 
 
 def with_tls(folder: Folder, tls: str) -> None:

@@ -86,9 +86,6 @@ def test_eight_threads_put_and_read_back_what_is_theirs(spool: Spool, tmp_path: 
     assert len(files(tmp_path / "spool")) == 80
 
 
-# ------------------------------------------------------------------ no room
-
-
 @pytest.mark.promise("D5")
 def test_an_object_that_would_leave_too_little_is_refused_before_it_is_written(
     tmp_path: Path,
@@ -142,8 +139,6 @@ def test_a_write_that_fails_halfway_leaves_nothing_and_the_next_one_works(tmp_pa
     assert done.stdout.strip() == "spool-error True"
     assert sorted(file.stat().st_size for file in files(tmp_path)) == [5, 1000]
 
-
-# ------------------------------------------------------------------ order of calls, by strace
 
 PUT = """
 import sys
@@ -287,9 +282,6 @@ def _write_of_data(folder: Path) -> int:
     traced(folder)
     writes = [line for line in (folder / "trace").read_text().splitlines() if " write(" in line]
     return next(number for number, line in enumerate(writes, 1) if '"data"' in line)
-
-
-# ------------------------------------------------------------------ sweeping
 
 
 def leave_temp(folder: Path, boot: str, process: str) -> Path:

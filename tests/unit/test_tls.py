@@ -174,9 +174,6 @@ def test_names_are_dns_names_and_common_names(authority: Authority) -> None:
     assert names_in(None) == names_in({}) == ()
 
 
-# ------------------------------------------------------------------ rotation
-
-
 @pytest.mark.promise("N10")
 def test_a_renewed_certificate_serves_the_next_connection(
     authority: Authority, tmp_path: Path
@@ -263,9 +260,6 @@ def test_the_password_of_a_key_comes_from_a_file_or_the_environment(
         Credentials("door", files)
     with pytest.raises(ConfigError, match="cannot be used"):  # and nobody is asked for it
         Credentials("door", listener(signed, authority))
-
-
-# ------------------------------------------------------------------ one socket, two threads
 
 
 def test_one_thread_reads_while_another_writes(authority: Authority) -> None:

@@ -91,9 +91,6 @@ def head_ct(
     return Phantom(tuple(datasets), {HAEMORRHAGE: np.stack(masks)}, findings)
 
 
-# ------------------------------------------------------------------ the scanner
-
-
 @dataclass(frozen=True, slots=True)
 class _Scan:
     """Where the slices lie in the patient, and how they are stored."""
@@ -183,9 +180,6 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> Im
     white = rng.standard_normal(shape, dtype=np.float32)
     grain = white + 0.5 * (np.roll(white, 1, 0) + np.roll(white, 1, 1))
     return np.asarray(grain * np.float32(sigma / math.sqrt(1.5)))
-
-
-# ------------------------------------------------------------------ the head
 
 
 @dataclass(frozen=True, slots=True)

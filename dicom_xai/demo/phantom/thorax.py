@@ -236,9 +236,6 @@ def _rib(phase: Image, half: float) -> Image:
     return np.asarray(np.float32(0.75) * plate + np.float32(0.45) * edge)
 
 
-# ------------------------------------------------------------------ findings
-
-
 def _pneumothorax(
     rng: np.random.Generator, side: _Side, y: Image, apex: float, dome: float
 ) -> tuple[Image, Image, NDArray[np.bool_]]:
@@ -302,9 +299,6 @@ def _somewhere(
     places = np.flatnonzero(free)
     index = places[rng.integers(len(places))]
     return float(x.flat[index]), float(y.flat[index])
-
-
-# ------------------------------------------------------------------ what misleads
 
 
 def _confounders(

@@ -100,9 +100,6 @@ def test_a_line_that_a_power_cut_left_torn_is_passed_over_and_told(
     assert problem.startswith("audit.log:3: not a message")
 
 
-# ------------------------------------------------------------------ set aside
-
-
 @pytest.mark.promise("K6")
 def test_a_large_file_is_set_aside_and_the_chain_goes_on(tmp_path: Path) -> None:
     trail = a_trail(tmp_path, rotate_bytes=600)

@@ -108,9 +108,6 @@ def test_every_predictor_of_process_14_is_undone(predictor: int) -> None:
     np.testing.assert_array_equal(stored(ds), values)
 
 
-# ------------------------------------------------------------------ what the bits mean
-
-
 @pytest.mark.parametrize("syntax", [JPEG2000Lossless, HTJ2KLossless])
 def test_a_codestream_that_forgot_the_sign_is_read_as_the_header_says(syntax: str) -> None:
     values = smooth(bits=16, signed=True)
@@ -143,9 +140,6 @@ def test_a_lossy_overshoot_is_clipped_instead_of_wrapped() -> None:
     ds = encapsulated(an_image(values, JPEG2000, 16), [frame], JPEG2000)
     ds.BitsStored, ds.HighBit = 12, 11
     assert stored(ds).tolist() == [[4095, 4095], [4095, 0]]
-
-
-# ------------------------------------------------------------------ colour, as streams tell it
 
 
 def jpeg(rgb: np.ndarray, stream_colors: str) -> bytes:
@@ -189,9 +183,6 @@ def test_a_codestream_in_the_boxes_of_a_file_is_found() -> None:
     boxed = bytes(imagecodecs.jpeg2k_encode(values, codecformat="jp2", reversible=True, level=0))
     ds = encapsulated(an_image(values, JPEG2000Lossless, 12), [boxed], JPEG2000Lossless)
     np.testing.assert_array_equal(stored(ds), values)
-
-
-# ------------------------------------------------------------------ contradictions and damage
 
 
 @pytest.mark.parametrize("syntax", HAVE_OWN_HEADER, ids=lambda uid: UID(uid).keyword)

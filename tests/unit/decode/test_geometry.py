@@ -187,9 +187,6 @@ def test_problems_hold_no_uid_and_no_name() -> None:
         assert "1.2.3" not in problem
 
 
-# ------------------------------------------------------------------ several stacks in one unit
-
-
 def an_mr(
     echoes: tuple[float, ...] = (10,), slices: int = 4, **attributes: object
 ) -> tuple[Frame, ...]:
@@ -333,9 +330,6 @@ def test_a_model_of_single_images_gets_every_one_of_them() -> None:
     assert [frame.header.InstanceNumber for frame in volume.frames] == [1, 2, 7, 9]
     assert volume.geometry.positions_mm == ()
     assert volume.geometry.pixel_spacing_mm is None
-
-
-# ------------------------------------------------------------------ plane records
 
 
 def test_a_plane_record_travels_between_processes() -> None:

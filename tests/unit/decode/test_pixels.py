@@ -211,9 +211,6 @@ def test_the_transfer_syntax_does_not_change_the_values(syntax: str) -> None:
     np.testing.assert_array_equal(values(to_bytes(ds))[0], RAMP)
 
 
-# ------------------------------------------------------------------ padding
-
-
 def test_padding_is_marked_whichever_sign_it_was_written_with() -> None:
     stored = np.array([[-2000, 5], [7, -2000]], dtype=np.int16)
     ds = an_object(stored)
@@ -243,9 +240,6 @@ def test_a_padding_limit_without_a_value_is_refused() -> None:
     ds.add_new("PixelPaddingRangeLimit", "US", 0)
     with pytest.raises(DecodeError, match="PixelPaddingRangeLimit without PixelPaddingValue"):
         decoded(to_bytes(ds))
-
-
-# ------------------------------------------------------------------ refusals
 
 
 @pytest.mark.parametrize(

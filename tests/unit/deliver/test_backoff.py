@@ -35,9 +35,6 @@ def test_what_failed_together_does_not_come_back_together() -> None:
     assert max(delays) - min(delays) > 0.4 * max(delays)
 
 
-# ------------------------------------------------------------------ the breaker
-
-
 class Clock:
     """Seconds that go on when told."""
 

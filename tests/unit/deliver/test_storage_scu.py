@@ -69,9 +69,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-# ------------------------------------------------------------------ what arrives
-
-
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
 @pytest.mark.parametrize("rows", [1, 700])
 def test_the_data_set_arrives_as_it_lies_in_the_file(syntax: str, rows: int) -> None:
@@ -167,9 +164,6 @@ def test_a_peer_that_agrees_to_no_context_says_so() -> None:
         sending(port).open()
 
 
-# ------------------------------------------------------------------ answers
-
-
 def test_a_refused_context_is_permanent_for_its_object_and_the_others_go_on() -> None:
     door = Shelf()
     contexts = [*CT, (SegmentationStorage, ExplicitVRLittleEndian)]
@@ -214,9 +208,6 @@ def test_a_transient_failure_is_tried_later_on_the_same_association() -> None:
         assert scu.send(a_file()).status == 0
         assert door.transfers == 1
         scu.close()
-
-
-# ------------------------------------------------------------------ peers that misbehave
 
 
 def test_nobody_listening_is_unavailable() -> None:
@@ -323,9 +314,6 @@ def test_a_destination_that_hangs_does_not_hold_up_another(tmp_path: Path) -> No
         scu.close()
         thread.join(timeout=10)
         assert len(failed) == 1
-
-
-# ------------------------------------------------------------------ echo and files
 
 
 def test_an_echo_is_timed() -> None:

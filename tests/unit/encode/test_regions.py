@@ -97,9 +97,6 @@ def test_labels_become_wider_with_more_than_255_maps(count):
     assert labels.tolist() == [[count - 1, count]]
 
 
-# ------------------------------------------------------------------ which maps
-
-
 def maps(explanation: Explanation, lowest: float | None = None):
     return maps_of(explanation, GIVEN.heat_of, GIVEN.probability_of, lowest)
 

@@ -60,9 +60,6 @@ def kinds(results: EncodedResults) -> list[str]:
     return [str(encoded.kind) for encoded in results.objects]
 
 
-# ------------------------------------------------------------------ the picture
-
-
 def test_a_positive_radiograph_gives_a_picture_and_a_region():
     results = encode(cr())
     assert kinds(results) == ["sc", "seg"]
@@ -193,9 +190,6 @@ def test_a_map_below_its_threshold_gives_no_segmentation():
     assert results.skipped == ((ObjectKind.SEG, "no pixel at or above the heat threshold"),)
 
 
-# ------------------------------------------------------------------ compression
-
-
 @pytest.mark.parametrize("rows", [96, 97])
 def test_run_length_encoding_keeps_every_pixel(rows):
     plain = read(encode(cr(rows, 81), SC).objects[0])
@@ -252,9 +246,6 @@ def test_each_compression_is_another_object_for_its_own_destinations():
     assert [o.destinations for o in objects] == [("none",), ("rle",), ("jpeg",), ("none", "rle")]
     assert len({o.sop_instance_uid for o in objects}) == 4
     assert len({o.series_instance_uid for o in objects}) == 4
-
-
-# ------------------------------------------------------------------ the region
 
 
 def test_a_segmentation_says_what_and_how():
@@ -475,9 +466,6 @@ def test_segments_are_numbered_without_gaps_where_a_finding_has_no_pixel():
             assert set(np.unique(ds.pixel_array)) == {0, 1, 2}
 
 
-# ------------------------------------------------------------------ identity
-
-
 def test_every_object_carries_its_sources_identity():
     given = ct()
     for encoded in encode(given).objects:
@@ -510,9 +498,6 @@ def test_a_source_without_a_study_makes_nothing():
     bare = as_file(ds)
     with pytest.raises(IdentityError, match="StudyInstanceUID"):
         encode(dataclasses.replace(given, described={ds.SOPInstanceUID: described(bare)}))
-
-
-# ------------------------------------------------------------------ amendments, times, repetition
 
 
 def test_an_amendment_says_so_and_refers_to_its_predecessors():
@@ -598,9 +583,6 @@ def test_a_job_without_a_moment_in_time_is_refused(created_at):
     job = dataclasses.replace(given.job, created_at=created_at)
     with pytest.raises(EncodeError, match="created_at"):
         encode(dataclasses.replace(given, job=job))
-
-
-# ------------------------------------------------------------------ notes
 
 
 def note(given: Case, reason: str, *plan: Planned) -> list[Encoded]:

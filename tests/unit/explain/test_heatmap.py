@@ -127,8 +127,6 @@ def test_frames_weigh_as_they_score():
     assert made.findings[0].frame_weights == made.findings[0].frame_scores
 
 
-# ------------------------------------------------------------------ volumes and segmentations
-
 #: Three slices across the first, second and last of four planes of an 8 x 8 grid.
 SLICES = tuple(
     VolumePlacement((8, 8), (4, 8, 8), (plane + 0.5, 0.5, 0.5), (0, 1, 0), (0, 0, 1))

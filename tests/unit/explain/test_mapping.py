@@ -81,9 +81,6 @@ def test_peaks_of_images_are_their_maps_own() -> None:
     assert peaks == pytest.approx((0.7, -0.2))
 
 
-# ------------------------------------------------------------------ volumes
-
-
 def frames_of(affine: np.ndarray, count: int, drift: tuple[float, float, float]) -> tuple:
     """Slices that an affine takes to the grid, and each a drift further than the one before."""
     return tuple(

@@ -266,9 +266,6 @@ def test_instances_that_say_the_same_differently_agree(found):
     identity.check_agreement(blocks)
 
 
-# ------------------------------------------------------------------ our mark
-
-
 def test_our_mark_is_found_on_the_object_and_on_what_was_made_from_it():
     ours, derived, item = Dataset(), Dataset(), Dataset()
     ours.ManufacturerModelName = item.ManufacturerModelName = identity.MODEL_NAME

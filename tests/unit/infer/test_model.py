@@ -92,9 +92,6 @@ def test_classes_are_ranked_from_their_own_thresholds(cxr_card):
     assert model.threshold_logits() is None
 
 
-# ------------------------------------------------------------------ several inputs and outputs
-
-
 def changed(card, tmp_path, change):
     """The card's model after `change`, and the card that fits its bytes."""
     model = onnx.load(card.file)
@@ -134,9 +131,6 @@ def test_an_output_that_the_card_does_not_name_is_left_alone(cxr_card, tmp_path)
 def test_channels_that_the_card_does_not_have_are_refused(cxr_card):
     with pytest.raises(ModelCardError, match=r"needs \[batch, 3, 256, 256\]"):
         read_model(refit(cxr_card, kind=InputKind.SLICES, neighbours=1))
-
-
-# ------------------------------------------------------------------ volumes and segmentations
 
 
 @pytest.fixture(scope="module")

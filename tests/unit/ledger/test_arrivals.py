@@ -28,9 +28,6 @@ def dispositions(folder: Path) -> list[tuple[object, ...]]:
     return rows(folder, "SELECT disposition, duplicates FROM instance ORDER BY id")
 
 
-# ------------------------------------------------------------------ one content for each UID
-
-
 def test_a_duplicate_is_counted_and_makes_no_new_job(ledger: Ledger, tmp_path: Path) -> None:
     first = an_instance()
     want = wanted(first, Per.INSTANCE)
@@ -100,9 +97,6 @@ def test_the_trace_is_kept_with_the_instance(ledger: Ledger) -> None:
     transfer = ledger.arrivals.open_transfer(SENDER, LEASE_S)
     ledger.arrivals.record(instance, Disposition.UNROUTED, transfer, [], '{"r": "no: x"}')
     assert ledger.views.why(instance.study_instance_uid)[0]["trace"] == '{"r": "no: x"}'
-
-
-# ------------------------------------------------------------------ units
 
 
 def test_instances_of_a_series_gather_in_one_unit_in_order_of_arrival(ledger: Ledger) -> None:
@@ -246,9 +240,6 @@ def test_hold_is_refused_when_an_instance_came_meanwhile(ledger: Ledger) -> None
     assert len(waiting(ledger)) == 1
 
 
-# ------------------------------------------------------------------ timers
-
-
 @pytest.mark.parametrize(
     ("quiet_s", "max_wait_s", "sooner_s"), [(10, 60, 10), (None, 30, 30), (40, 20, 20)]
 )
@@ -287,9 +278,6 @@ def test_look_again_puts_a_unit_off(ledger: Ledger) -> None:
     ledger.arrivals.look_again(unit, at)
     assert waiting(ledger) == []
     assert ledger.arrivals.next_due_at() == at
-
-
-# ------------------------------------------------------------------ associations
 
 
 def test_a_released_association_gives_the_units_that_it_held(ledger: Ledger) -> None:

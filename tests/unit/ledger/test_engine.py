@@ -81,9 +81,6 @@ def subjects(folder: Path) -> set[object]:
     return {row[0] for row in rows(folder, "SELECT subject FROM event")}
 
 
-# ------------------------------------------------------------------ groups
-
-
 @contextmanager
 def counting_commits() -> Iterator[list[int]]:
     count = [0]
@@ -223,9 +220,6 @@ def test_eight_threads_lose_nothing_and_share_commits(tmp_path: Path) -> None:
     assert commits[0] < 400
 
 
-# ------------------------------------------------------------------ opening and closing
-
-
 def test_writing_after_close_is_an_error_and_not_a_wait(tmp_path: Path) -> None:
     database = Database(url_in(tmp_path))
     database.close()
@@ -319,9 +313,6 @@ def test_processes_that_open_and_write_at_once_lose_nothing(tmp_path: Path) -> N
     assert counted == [(60,), (60,), (60,)]
 
 
-# ------------------------------------------------------------------ the clock
-
-
 def test_two_processes_of_one_boot_have_one_clock(tmp_path: Path) -> None:
     ours, theirs = Database(url_in(tmp_path)), Database(url_in(tmp_path))
     moments = [ours.now(), theirs.now(), ours.now(), theirs.now()]
@@ -375,9 +366,6 @@ def test_a_third_process_of_the_new_boot_has_the_same_clock(tmp_path: Path) -> N
     assert first.now() >= 100.0
     first.close()
     second.close()
-
-
-# ------------------------------------------------------------------ small pieces
 
 
 def test_meta_holds_one_value_for_each_key(database: Database, tmp_path: Path) -> None:

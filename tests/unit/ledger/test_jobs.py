@@ -36,9 +36,6 @@ def queue(ledger: Ledger, number: int, **wants: object) -> None:
     receive(ledger, instance, wanted(instance, Per.INSTANCE, **wants))  # type: ignore[arg-type]
 
 
-# ------------------------------------------------------------------ claims
-
-
 def test_stat_goes_first_then_the_earliest_deadline(ledger: Ledger) -> None:
     queue(ledger, 1, budget_s=50)
     queue(ledger, 2, budget_s=5)
@@ -131,9 +128,6 @@ def test_next_at_is_when_something_can_be_claimed(ledger: Ledger) -> None:
     assert ledger.jobs.claim(LEASE_S) is None
 
 
-# ------------------------------------------------------------------ the end of a job
-
-
 def test_results_deliveries_and_the_end_are_one_transaction(ledger: Ledger, tmp_path: Path) -> None:
     job = a_job(ledger)
     sc = a_result(job, to=["pacs", "archive"])
@@ -196,9 +190,6 @@ def test_a_job_with_nothing_to_send_is_triaged_when_done_and_never_overdue(
     assert ledger.upkeep.overdue() == []
 
 
-# ------------------------------------------------------------------ retries
-
-
 def test_a_transient_error_gives_the_job_back_and_the_attempt_counts(ledger: Ledger) -> None:
     job = a_job(ledger)
     assert ledger.jobs.retry_later(job, 0, "device busy")
@@ -238,9 +229,6 @@ def test_a_job_can_move_to_the_model_that_is_live(ledger: Ledger) -> None:
     assert ledger.jobs.live_model_digests() == {"here"}
     ledger.jobs.finish(job, [])
     assert ledger.jobs.live_model_digests() == set()
-
-
-# ------------------------------------------------------------------ deadlines
 
 
 def passed(tmp_path: Path, deadline_at: float = 0.0) -> None:
@@ -305,9 +293,6 @@ def test_the_next_deadline_is_that_of_the_most_urgent_unanswered_unit(ledger: Le
     ledger.jobs.finish(first, [a_result(first)])
     ledger.deliveries.sent(outgoing(ledger), 0)
     assert ledger.upkeep.next_deadline_at() == claimed(ledger).deadline_at
-
-
-# ------------------------------------------------------------------ prepared by whom
 
 
 def another_process(ledger: Ledger, folder: Path) -> None:

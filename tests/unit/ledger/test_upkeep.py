@@ -40,9 +40,6 @@ def expired(ledger: Ledger, keep_failed_days: float = 100_000.0) -> list[str]:
     return ledger.upkeep.expire(KEEP_DAYS, keep_failed_days).spool_keys
 
 
-# ------------------------------------------------------------------ retention
-
-
 def test_a_delivered_study_leaves_the_spool_after_its_days_and_its_hashes_stay(
     ledger: Ledger, tmp_path: Path
 ) -> None:
@@ -215,9 +212,6 @@ def test_a_key_is_known_while_an_instance_or_a_result_owns_it(
         assert not ledger.upkeep.is_known_key(key)
 
 
-# ------------------------------------------------------------------ numbers
-
-
 def test_depths_count_each_unit_where_it_waits(ledger: Ledger) -> None:
     empty = ledger.upkeep.depths()
     assert set(empty.rows.values()) == {0}
@@ -242,8 +236,6 @@ def test_depths_count_each_unit_where_it_waits(ledger: Ledger) -> None:
     assert all(age_s > 0 for age_s in depths.oldest_s.values())
     assert depths.oldest_s["waiting"] >= depths.oldest_s["outbox"] >= depths.oldest_s["running"]
 
-
-# ------------------------------------------------------------------ growth
 
 GROWING = frozenset(
     """

@@ -95,9 +95,6 @@ def test_bytes_after_the_last_element_are_refused(syntax: str, extra: int) -> No
         looked_at(ds, encoded(ds, syntax) + b"\x00" * extra, syntax)
 
 
-# ------------------------------------------------------------------ compressed
-
-
 def compressed(frames: int = 1, fragments: int = 1, **attributes: object) -> Dataset:
     """Frames of a few bytes that no codec ever sees."""
     ds = an_image(NumberOfFrames=frames, **attributes)

@@ -528,9 +528,6 @@ def peak_bytes() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-# ------------------------------------------------------------------ deflated
-
-
 def stored_deflated(ds: Dataset, deflated: bytes, **options: object) -> tuple[bytes, Shelf]:
     """The answer to a deflated data set, and the door; the association is over."""
     door = Shelf()

@@ -66,9 +66,6 @@ def edit(config: Path, before: str, after: str) -> None:
     path.write_text(text.replace(before, after))
 
 
-# ------------------------------------------------------------------ help
-
-
 def test_help_loads_no_torch():
     code = (
         "import sys\n"
@@ -91,9 +88,6 @@ def test_a_missing_config_is_one_clear_sentence(tmp_path, capsys, monkeypatch):
     assert (
         capsys.readouterr().err.strip().endswith("error: cannot be read: No such file or directory")
     )
-
-
-# ------------------------------------------------------------------ check
 
 
 def test_check_proves_files_routes_and_models(config):
@@ -134,9 +128,6 @@ def test_check_speaks_json(config):
     found = json.loads(done.stdout)
     assert [problem["is_lint"] for problem in found["problems"]] == [True]
     assert found["models"][0]["is_bit_identical"] is True
-
-
-# ------------------------------------------------------------------ explain
 
 
 def test_explain_writes_objects_and_pictures_without_network(tmp_path, model_folder):
@@ -193,9 +184,6 @@ def test_explain_names_the_nearest_model(tmp_path, capsys, monkeypatch):
     assert "did you mean 'phantom-cxr'?" in " ".join(capsys.readouterr().err.split())
 
 
-# ------------------------------------------------------------------ send, doctor, ledger
-
-
 def test_send_shows_each_answer(tmp_path):
     phantom = chest(np.random.default_rng(3), views=("PA", "AP"), matrix=(128, 110))
     for number, file in enumerate(phantom.files):
@@ -237,9 +225,6 @@ def test_the_ledger_knows_nothing_of_a_study_that_never_came(config):
 def test_what_does_not_exist_cannot_be_retried(config):
     for verb in (("retry", "7"), ("requeue", "7"), ("skip", "7")):
         assert run("ledger", *verb, "--config", str(config)).exit_code == 1
-
-
-# ------------------------------------------------------------------ explain-model
 
 
 def test_explain_model_writes_a_file_that_any_onnx_runtime_runs(tmp_path, cxr_card):

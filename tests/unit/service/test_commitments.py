@@ -169,9 +169,6 @@ def with_destination(config: Config, destination: Destination) -> Config:
     return replace(config, service=service)
 
 
-# ------------------------------------------------------------------ by TLS
-
-
 @pytest.mark.promise("N10")
 def test_a_destination_that_speaks_tls_is_asked_and_reports_by_it(
     context: Context, tmp_path: Path
