@@ -1,7 +1,8 @@
 """Does an image fit a route? Clauses are closed data; a missing attribute makes one false.
 
 Text is compared without regard to case and surrounding spaces; of an attribute with several values
-one must fit. Every answer says why.
+one must fit. Sequences and bytes have no text: whether they are there is all that can be asked.
+Every answer says why.
 """
 
 from __future__ import annotations
@@ -152,6 +153,12 @@ def _values(header: Dataset, keyword: str) -> tuple[str, ...]:
             texts = tuple(str(item) for item in value)
         elif value is None or (isinstance(value, Sequence | bytes) and not value):
             texts = ()
+        elif isinstance(value, Sequence):
+            # no text of it: items may name a patient, and pydicom's text of a broken item grows
+            # twofold with each level around it, to gigabytes from a data set of 900 bytes
+            texts = (f"items: {len(value)}",)
+        elif isinstance(value, bytes):
+            texts = (f"bytes: {len(value)}",)
         else:
             texts = (str(value),)
     except _UNREADABLE:

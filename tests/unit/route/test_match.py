@@ -231,6 +231,29 @@ def test_a_value_that_breaks_its_vr_never_raises(
     assert is_match({keyword: {"exists": "true"}}, raw(keyword, tag, vr, value)) is exists
 
 
+@pytest.mark.promise("C4")
+@pytest.mark.parametrize("levels", [1, 25])
+def test_of_a_sequence_only_that_it_is_there_can_be_asked(levels: int) -> None:
+    """Its text would be its items', and that of a broken one grows twofold with each level."""
+    broken = RawDataElement(Tag("PatientID"), "FL", 2, b"4 ", 0, False, True)
+    ds = a_header(PatientName="Doe^Jane")
+    ds[broken.tag] = broken
+    for _ in range(levels):
+        ds = a_header(ReferencedStudySequence=[ds])
+    route = a_route({"ReferencedStudySequence": {"contains": "jane"}})
+    verdict = match(route, facts_of(ds, SENDER, keywords_of([route])))
+    assert verdict.reason == "ReferencedStudySequence contains: jane, found items: 1"
+    assert is_match({"ReferencedStudySequence": {"exists": "true"}}, ds)
+
+
+def test_of_bytes_only_that_they_are_there_can_be_asked() -> None:
+    ds = a_header(EncapsulatedDocument=bytes(5_000))
+    route = a_route({"EncapsulatedDocument": {"contains": "x00"}})
+    verdict = match(route, facts_of(ds, SENDER, keywords_of([route])))
+    assert verdict.reason == "EncapsulatedDocument contains: x00, found bytes: 5000"
+    assert is_match({"EncapsulatedDocument": {"exists": "true"}}, ds)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_every_keyword_of_real_files_can_be_asked_about() -> None:
     from pydicom import dcmread
