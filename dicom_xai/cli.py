@@ -226,11 +226,15 @@ def explain_model(
     output: Annotated[
         str | None, typer.Option("--output", help="Explained output; default: the first.")
     ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option("--image", help="Input to explain; default: the first that holds an image."),
+    ] = None,
 ) -> None:
-    """Compile an explanation into any ONNX model: one run gives prediction and heatmap.
+    r"""Compile an explanation into any ONNX model: one run gives prediction and heatmap.
 
-    The new file keeps the model's inputs and outputs. Added: input `target`, int64 [batch], the
-    class to explain, -1 for the top one; output `attribution`, float32 [batch, 1, ...spatial].
+    The new file keeps the model's inputs and outputs. Added: input `target`, int64 \[batch], the
+    class to explain, -1 for the top one; output `attribution`, float32 \[batch, 1, ...spatial].
     """
     from dicom_xai.autodiff.file import explain_file
     from dicom_xai.autodiff.methods import METHODS
@@ -238,7 +242,7 @@ def explain_model(
     if method not in METHODS:
         near = nearest(method, list(METHODS)) or f"; known: {', '.join(METHODS)}"
         raise ConfigError(f"no method {method!r}{near}")
-    report = explain_file(model, to, method, layer=layer, output=output)
+    report = explain_file(model, to, method, layer=layer, output=output, image=image)
     out.print(f"{to}: {report.method} of {report.output}", markup=False, soft_wrap=True)
     shape = " x ".join("free" if size is None else str(size) for size in report.layer_shape)
     out.print(f"  map on the grid of {report.layer} ({shape})", markup=False, soft_wrap=True)

@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 
 from ..errors import ConfigError
 from .compiler import Report, compile
@@ -20,6 +20,7 @@ def explain_file(
     *,
     layer: str = "auto",
     output: str | None = None,
+    image: str | None = None,
 ) -> Report:
     """Compile a file; the new one appears whole or not at all.
 
@@ -29,26 +30,54 @@ def explain_file(
         An ONNX model; weights beside it are read too and go into the new file.
     destination : Path
         Is overwritten.
-    method, layer, output : str
+    method, layer, output, image : str
         See `compile`. The class to explain is the new file's input `target`.
 
     Raises
     ------
     ConfigError
-        No ONNX model, or see `compile`.
+        No ONNX model, its weights are not beside it, the new file cannot be written, or see
+        `compile`.
     """
     try:
-        model = onnx.load(source)
-        onnx.checker.check_model(model)
-    except OSError as error:
-        raise ConfigError(f"{source}: {error.strerror}") from error
-    except (DecodeError, onnx.checker.ValidationError) as error:
-        raise ConfigError(f"{source} is no valid ONNX model") from error
-    compiled = compile(model, method, layer=layer, output=output)
+        compiled = compile(loaded(source), method, layer=layer, output=output, image=image)
+    except EncodeError as error:
+        raise ConfigError(
+            f"{source} is with its weights and what is added larger than the 2 GiB of one protobuf "
+            "message; export it in half precision"
+        ) from error
     temporary = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}")
     try:
         onnx.save(compiled.model, temporary)
         os.replace(temporary, destination)
+    except OSError as error:
+        raise ConfigError(f"{destination} cannot be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return compiled.report
+
+
+def loaded(source: Path) -> onnx.ModelProto:
+    """A valid model with the weights that lie beside it.
+
+    Raises
+    ------
+    ConfigError
+    """
+    try:
+        model = onnx.load(source, load_external_data=False)
+    except OSError as error:
+        raise ConfigError(f"{source}: {error.strerror}") from error
+    except DecodeError as error:
+        raise ConfigError(f"{source} is no valid ONNX model") from error
+    try:
+        onnx.load_external_data_for_model(model, str(source.parent))
+    except (OSError, onnx.checker.ValidationError) as error:
+        raise ConfigError(
+            f"{source} keeps weights in another file that cannot be read ({error}): put it there"
+        ) from error
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ConfigError(f"{source} is no valid ONNX model: {error}") from error
+    return model

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from pydicom import dcmread
@@ -256,14 +257,75 @@ def test_explain_model_names_the_nearest_method(tmp_path, cxr_card, capsys, monk
     assert "did you mean 'grad-cam'?" in capsys.readouterr().err
 
 
+def refused(capsys, monkeypatch, *arguments: object) -> str:
+    """What the command says on standard error as it refuses."""
+    monkeypatch.setattr(sys, "argv", ["dicom-xai", "explain-model", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
 def test_explain_model_leaves_nothing_behind_when_the_file_is_no_model(
     tmp_path, capsys, monkeypatch
 ):
     source = tmp_path / "noise.onnx"
     source.write_bytes(b"\x00noise" * 20)
-    arguments = ["explain-model", str(source), "-o", str(tmp_path / "out.onnx")]
-    monkeypatch.setattr(sys, "argv", ["dicom-xai", *arguments])
-    with pytest.raises(SystemExit):
-        main()
-    assert "is no valid ONNX model" in capsys.readouterr().err
+    said = refused(capsys, monkeypatch, source, "-o", tmp_path / "out.onnx")
+    assert "is no valid ONNX model" in said
     assert [path.name for path in tmp_path.iterdir()] == ["noise.onnx"]
+
+
+def test_explain_model_names_the_weights_that_are_missing_beside_the_model(
+    tmp_path, cxr_card, capsys, monkeypatch
+):
+    source = tmp_path / "model.onnx"
+    model = onnx.load(cxr_card.file)
+    onnx.save(model, source, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (tmp_path / "weights.bin").unlink()
+    said = refused(capsys, monkeypatch, source, "-o", tmp_path / "out.onnx")
+    assert "weights.bin" in said
+    assert "valid" not in said
+
+
+def test_explain_model_says_that_it_cannot_write_where_there_is_no_folder(
+    tmp_path, cxr_card, capsys, monkeypatch
+):
+    path = tmp_path / "nowhere" / "out.onnx"
+    said = refused(capsys, monkeypatch, cxr_card.file, "-o", path)
+    assert f"{path} cannot be written: No such file or directory" in said
+
+
+def test_explain_model_explains_the_image_that_is_named(tmp_path):
+    source, path = tmp_path / "two.onnx", tmp_path / "explained.onnx"
+    onnx.save(two_views(), source)
+    for option, image in (((), "front"), (("--image", "side"), "side")):
+        done = run("explain-model", str(source), "-o", str(path), "--method", "saliency", *option)
+        assert done.exit_code == 0, done.output
+        assert f"map on the grid of {image} " in done.output
+
+
+def two_views() -> onnx.ModelProto:
+    """A score of two images."""
+    make, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    return onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [
+                make("GlobalAveragePool", ["front"], ["one"]),
+                make("GlobalAveragePool", ["side"], ["other"]),
+                make("Add", ["one", "other"], ["sum"]),
+                make("Flatten", ["sum"], ["scores"]),
+            ],
+            "two",
+            [value(name, 1, ["batch", 2, 4, size]) for name, size in (("front", 4), ("side", 6))],
+            [value("scores", 1, ["batch", 2])],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", 18)],
+        ir_version=8,
+    )
+
+
+def test_the_help_of_explain_model_shows_the_shapes_of_what_is_added():
+    shown = " ".join(run("explain-model", "--help").output.split())
+    assert "int64 [batch]," in shown
+    assert "float32 [batch, 1, ...spatial]" in shown
