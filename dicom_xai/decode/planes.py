@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydicom import Dataset
+from pydicom import Dataset, Sequence
 
 from dicom_xai.config import StackAttribute
 from dicom_xai.decode.attributes import PYDICOM_ERRORS, integer, items, numbers, text
@@ -179,7 +179,8 @@ def _texts(ds: Dataset, keyword: str) -> tuple[str, ...]:
     """The values of an attribute as text, numbers in one form; none when it cannot be read."""
     try:
         value = ds.get(keyword)
-        if value is None or value == "":
+        # no text of items: pydicom's, of a broken one, grows twofold with each level around it
+        if value is None or value == "" or isinstance(value, Sequence | bytes):
             return ()
         several = value if not isinstance(value, str | int | float) else [value]
         return tuple(

@@ -299,6 +299,8 @@ def _texts(dataset: Dataset, keyword: str) -> Texts:
         parts = value.decode("ascii", "replace").split("\\")
     elif value is None or isinstance(value, str | int | float):
         parts = [] if value is None else str(value).split("\\")
+    elif isinstance(value, Sequence):
+        parts = []  # no text of items: pydicom's, of a broken one, grows with each level around it
     else:
         parts = [str(part) for part in value]
     texts = tuple(part.strip(" \0") for part in parts)

@@ -8,6 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 
 from dicom_xai.config import (
     Preference,
@@ -352,6 +355,21 @@ def test_a_frame_that_was_not_decoded_is_missed() -> None:
     frames = (a_slice(0), a_slice(3))
     with pytest.raises(GeometryError, match="2 frames in the stack, 1 decoded"):
         attach(stack(planes(frames), ANY), frames[:1])
+
+
+@pytest.mark.promise("C4")
+def test_a_sequence_where_a_value_should_be_is_no_fact() -> None:
+    """Its text would be its items': gigabytes where a broken one lies 25 levels deep."""
+    inner = Dataset()
+    inner[0x00280101] = RawDataElement(Tag(0x00280101), "FL", 2, b"4 ", 0, False, True)
+    for _ in range(25):
+        outer = Dataset()
+        outer.add_new(0x00081140, "SQ", [inner])
+        inner = outer
+    frame = a_slice(0)
+    frame.header.add_new("EchoTime", "SQ", [inner])
+    [record] = planes((frame,))
+    assert "EchoTime" not in dict(record.facts)
 
 
 def test_a_frame_count_that_no_object_has_is_refused_before_any_record_is_made() -> None:
