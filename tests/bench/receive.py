@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -19,18 +20,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 from pydicom.uid import DigitalXRayImageStorageForPresentation
 from rich.table import Table
 
 from dicom_xai.demo.phantom import head_ct
 from dicom_xai.demo.site import ROUTINE, Site, free_ports
-from tests.make.associations import an_image, connected, ready_to_send
+from tests.make.associations import (
+    HOST,
+    an_image,
+    association_request,
+    connected,
+    ready_to_send,
+)
 from tests.make.command import Running
 from tests.make.dcmtk import program
 from tests.make.orthanc import Orthanc
 
 ROUNDS = 3
 ENVIRONMENT = {**os.environ, "TCP_NODELAY": "1"}
+#: Associations that ask for nothing, of two sources: we let one have twenty.
+IDLE_SOURCES = ("127.0.0.1", "127.0.0.2")
+IDLE_OF_EACH = 15
+IDLE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +82,15 @@ class Peer:
 
 
 def run(folder: Path) -> Table:
-    """MB/s for each load, medians of turns taken in one run, and the peak memory of each peer."""
+    """MB/s for each load, medians of turns taken in one run, and the peak memory of each peer.
+
+    The last column is what idle associations cost: the share of a core, that share without them,
+    and how many of those that asked for an association had one.
+    """
     table = Table(
         title=f"receive from storescu, TCP_NODELAY=1, MB/s (objects/s), medians of {ROUNDS}",
     )
-    for heading in ("receiver", *(load.name for load in LOADS), "peak MB", "durable"):
+    for heading in ("receiver", *(load.name for load in LOADS), "peak MB", "durable", "idle"):
         table.add_column(heading, justify="left" if heading == "receiver" else "right")
     if program("storescu") is None or program("storescp") is None:
         table.add_row("DCMTK is not installed: nothing to send with")
@@ -99,7 +115,8 @@ def run(folder: Path) -> Table:
                 rate = statistics.median(rates[peer.name, load.name])
                 objects = rate / size_of(load.name)
                 cells.append(f"{rate / 1e6:.0f} ({objects:.0f})")
-            table.add_row(peer.name, *cells, f"{peaks[peer.name] / 1e6:.0f}", peer.durable)
+            cells += [f"{peaks[peer.name] / 1e6:.0f}", peer.durable, _idle(peer)]
+            table.add_row(peer.name, *cells)
     return table
 
 
@@ -178,6 +195,44 @@ def wait_until_listening(port: int, timeout_s: float = 30.0) -> None:
             time.sleep(0.05)
         else:
             return
+
+
+def _idle(peer: Peer) -> str:
+    """The share of a core that a peer takes while associations stand idle, and without them."""
+    alone = _share(peer.pid)
+    request = association_request(calling=ROUTINE, called=peer.title)
+    with ExitStack() as open_now:
+        associations = [
+            open_now.enter_context(
+                socket.create_connection((HOST, peer.port), 10.0, source_address=(source, 0))
+            )
+            for source in IDLE_SOURCES
+            for _ in range(IDLE_OF_EACH)
+        ]
+        for each in associations:
+            each.sendall(request)
+        time.sleep(1.0)  # the answers are no idling
+        share = _share(peer.pid)
+        for each in associations:
+            each.setblocking(False)
+        answered = sum(_has_answer(each) for each in associations)
+    return f"{100 * share:.1f} %, {100 * alone:.1f} % alone ({answered})"
+
+
+def _has_answer(association: socket.socket) -> bool:
+    try:
+        return association.recv(1) == b"\x02"  # A-ASSOCIATE-AC
+    except BlockingIOError:
+        return False
+
+
+def _share(pid: int) -> float:
+    """Of a core, that a process takes now."""
+    times = psutil.Process(pid).cpu_times
+    before = times()
+    time.sleep(IDLE_S)
+    after = times()
+    return float(after.user + after.system - before.user - before.system) / IDLE_S
 
 
 def _peak_bytes(pid: int) -> int:
