@@ -155,14 +155,14 @@ class Asker(_CommitmentLine):
 
 
 class Reporter(_CommitmentLine):
-    """Reports to somebody who asked us for storage commitment, on an association that we open.
+    """Reports to somebody who asked us for storage commitment, on associations that we open.
 
     Parameters
     ----------
     name : str
         Its AE title.
     destination : Destination
-        Where it listens; `calling_ae_title` is the AE title of ours that it asked.
+        Where it listens; each report has its own `calling_ae_title`.
     timeouts : Timeouts
     rotated : callable
         Told when the files of the destination's `tls` changed on disk.
@@ -170,14 +170,25 @@ class Reporter(_CommitmentLine):
 
     kind = "peer"
 
-    def report(self, report: CommitmentReport) -> None:
+    def report(self, report: CommitmentReport, asked_ae_title: str) -> None:
         """Send one N-EVENT-REPORT; returns when the peer has taken it (PS3.4 J.3.3).
+
+        An association for each: reports are rare, and our AE title may differ.
+
+        Parameters
+        ----------
+        report : CommitmentReport
+        asked_ae_title : str
+            The AE title of ours that the peer asked.
 
         Raises
         ------
         DestinationUnavailableError
             It did not take it: report again later.
         """
+        self._destination = self._destination.model_copy(
+            update={"calling_ae_title": asked_ae_title}
+        )
         # who reports is the service's SCP, though it opens the association (PS3.7 D.3.3.4)
         association = self._opened(roles=(build_role(PUSH_MODEL, scp_role=True),))
         try:
@@ -188,7 +199,10 @@ class Reporter(_CommitmentLine):
         except (RuntimeError, ValueError) as error:  # closed since, or not agreed to as an SCP
             self._drop()
             raise self._unavailable("does not take reports on our associations") from error
-        self._check(answer, "an N-EVENT-REPORT")
+        else:
+            self._check(answer, "an N-EVENT-REPORT")
+        finally:
+            self.close()
 
 
 def _data_set_of(content: CommitmentRequest | CommitmentReport) -> Dataset:

@@ -24,20 +24,23 @@ POLITE = 0.6
 
 
 class Loop(ABC):
-    """One thread.
+    """One thread, with a line to its peer that stands as long as there is work.
 
     Parameters
     ----------
     context : Context
     name : str
         The thread's.
+    line : Line
+        The thread's own.
     **about : str
         Fields of its log lines: whom it is for.
     """
 
-    def __init__(self, context: Context, name: str, **about: str) -> None:
+    def __init__(self, context: Context, name: str, line: Line, **about: str) -> None:
         self.failure: BaseException | None = None
         self._context = context
+        self._line = line
         self._log = context.log.bind(**about)
         self._stopping = threading.Event()
         self._bell = context.ledger.listen("sender")
@@ -58,9 +61,14 @@ class Loop(ABC):
         self._thread.join(max(0.0, timeout_s))
         return not self._thread.is_alive()
 
-    @abstractmethod
+    def watch_certificate(self) -> None:
+        """Show how long our certificate towards the peer lasts."""
+        if self._line.credentials is not None:
+            watch_certificate(self._context, self._line.credentials)
+
     def hang_up(self) -> None:
         """Cut the connection under the thread."""
+        self._line.hang_up()
 
     def _run(self) -> None:
         try:
@@ -89,6 +97,7 @@ class Loop(ABC):
 
     def _close(self) -> None:
         """Let go of what the loop held; the last thing that its thread does."""
+        self._line.close()
         self._bell.close()
 
     def _pause_s(self) -> float:
@@ -104,7 +113,7 @@ class Loop(ABC):
 
 
 class DestinationLoop(Loop):
-    """A thread for one destination, with a line to it that stands as long as there is work.
+    """A thread for one destination.
 
     Parameters
     ----------
@@ -121,23 +130,9 @@ class DestinationLoop(Loop):
     def __init__(
         self, context: Context, work: str, name: str, destination: Destination, line: Line
     ) -> None:
-        super().__init__(context, f"{work}-{name}", destination=name)
+        super().__init__(context, f"{work}-{name}", line, destination=name)
         self.destination = destination
         self._name = name
-        self._line = line
-
-    def watch_certificate(self) -> None:
-        """Show how long our certificate towards the destination lasts."""
-        if self._line.credentials is not None:
-            watch_certificate(self._context, self._line.credentials)
-
-    def hang_up(self) -> None:
-        """Cut the connection under the thread."""
-        self._line.hang_up()
-
-    def _close(self) -> None:
-        self._line.close()
-        super()._close()
 
 
 def end(loops: Sequence[Loop], grace_s: float) -> None:

@@ -7,7 +7,6 @@ ours, where `receive.commitment` says at which address.
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Collection
 from functools import partial
 
@@ -43,20 +42,18 @@ class Debtor(Loop):
     def __init__(
         self, context: Context, ae_title: str, requester: Requester, rng: random.Random
     ) -> None:
-        super().__init__(context, f"reports-{ae_title}", ae_title=ae_title)
+        place = Destination(
+            type="dimse",
+            ae_title=ae_title,
+            host=requester.host,
+            port=requester.port,
+            tls=requester.tls,
+        )
+        rotated = partial(report_rotation, context.metrics, context.log)
+        self._reporter = Reporter(ae_title, place, rotated=rotated)
+        super().__init__(context, f"reports-{ae_title}", self._reporter, ae_title=ae_title)
         self._ae_title = ae_title
-        self._requester = requester
         self._rng = rng
-        self._lock = threading.Lock()
-        self._reporter: Reporter | None = None
-        self._is_hung_up = False
-
-    def hang_up(self) -> None:
-        """Cut the connection under the thread."""
-        with self._lock:
-            self._is_hung_up = True
-            if self._reporter is not None:
-                self._reporter.hang_up()
 
     def _step(self) -> bool:
         reports = self._context.ledger.reports
@@ -67,36 +64,13 @@ class Debtor(Loop):
         if owed is None:
             return False
         try:
-            self._report(owed)
+            self._reporter.report(owed.report, owed.called_ae_title)
         except DestinationUnavailableError as error:
             self._put_back(owed, str(error))
         else:
             reports.reported(owed)
             note_reported(self._context, owed)
         return True
-
-    def _report(self, owed: Owed) -> None:
-        """One association for each report: they are rare, and our AE title may differ."""
-        place = Destination(
-            type="dimse",
-            ae_title=self._ae_title,
-            host=self._requester.host,
-            port=self._requester.port,
-            tls=self._requester.tls,
-            calling_ae_title=owed.called_ae_title,
-        )
-        rotated = partial(report_rotation, self._context.metrics, self._context.log)
-        reporter = Reporter(self._ae_title, place, rotated=rotated)
-        with self._lock:
-            if self._is_hung_up:
-                raise DestinationUnavailableError("the sender stops")
-            self._reporter = reporter
-        try:
-            reporter.report(owed.report)
-        finally:
-            reporter.close()
-            with self._lock:
-                self._reporter = None
 
     def _put_back(self, owed: Owed, reason: str) -> None:
         reports = self._context.ledger.reports

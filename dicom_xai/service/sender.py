@@ -47,7 +47,6 @@ class Sender:
         for loop in self._loops():
             if loop.failure is not None:
                 raise loop.failure
-        for loop in (*self._outlets.values(), *self._committers.values()):
             loop.watch_certificate()
         try:
             self._settle()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from dicom_xai.config import Requester
 from dicom_xai.ledger import Disposition
 from dicom_xai.service.reports import Debtor, drop_unaddressed
 from dicom_xai.service.role import Context
+from dicom_xai.service.sender import Sender
 from dicom_xai.study import Reference
 from tests.make.associations import HOST
 from tests.make.books import wait_until
@@ -78,3 +80,36 @@ def test_a_peer_that_takes_reports_by_tls_is_told_by_it(context: Context, tmp_pa
         with running(debtor):
             peer.wait("reports")
             wait_until(lambda: states(tmp_path) == [("reported",)], "noted")
+
+
+@pytest.mark.promise("N10")
+def test_the_certificate_towards_a_peer_that_takes_reports_is_watched_before_any_is_owed(
+    context: Context, tmp_path: Path, log: io.StringIO
+) -> None:
+    authority = Authority(tmp_path / "tls")
+    address = Requester(host=HOST, port=1, tls=our_tls(authority))
+    receive_config = context.config.service.receive.model_copy(
+        update={"commitment": {"MODALITY": address}}
+    )
+    service = context.config.service.model_copy(
+        update={"receive": receive_config, "destinations": {}}
+    )
+    sender = Sender(replace(context, config=replace(context.config, service=service)))
+    sender.start()
+    try:
+        sender.tick()
+        ends_s = certificate_ends_s(context)
+        authority.sign("us", last_day=20)
+        sender.tick()
+    finally:
+        sender.stop(5.0)
+    assert certificate_ends_s(context) > ends_s + 9 * 86400
+    assert '"tls-renewed"' in log.getvalue()
+
+
+def certificate_ends_s(context: Context) -> float:
+    value = context.metrics.registry.get_sample_value(
+        "dicom_xai_tls_certificate_expiry_seconds", {"use": "MODALITY"}
+    )
+    assert value is not None
+    return value
