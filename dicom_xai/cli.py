@@ -95,12 +95,16 @@ def run(
     ] = None,
     device: Annotated[str, typer.Option(help="Of a worker: auto, cpu or cuda:N.")] = "auto",
 ) -> None:
-    """Serve: receive studies, triage them, deliver results. SIGHUP reloads, SIGTERM stops."""
+    """Serve: receive studies, triage them, deliver results. SIGHUP reloads, SIGTERM stops.
+
+    What it says are events, one JSON object a line, a config that is wrong with it: `check` says
+    that for people.
+    """
     from dicom_xai.service.role import Context, Role, run_role
+    from dicom_xai.telemetry import Log
 
     if role is None:
         from dicom_xai.service.supervisor import Supervisor
-        from dicom_xai.telemetry import Log
 
         raise typer.Exit(Supervisor(config, Log()).run())
 
@@ -117,7 +121,7 @@ def run(
 
         return Worker(context, device)
 
-    raise typer.Exit(run_role(role, config, make))
+    raise typer.Exit(run_role(role, config, make, Log()))
 
 
 @app.command()

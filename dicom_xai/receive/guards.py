@@ -26,6 +26,7 @@ Threads: one accept loop for each `Server`, one thread for each connection. Only
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import threading
 import time
@@ -33,6 +34,7 @@ from collections import Counter
 from contextlib import suppress
 
 from dicom_xai.dimse import trace_of
+from dicom_xai.errors import ConfigError
 from dicom_xai.receive.association import Association, Hooks, Terms
 from dicom_xai.receive.upper_layer import LINGER_S
 from dicom_xai.tls import Credentials
@@ -162,7 +164,7 @@ class Server:
 
     Raises
     ------
-    OSError
+    ConfigError
         The address cannot be listened on.
     """
 
@@ -176,12 +178,20 @@ class Server:
         credentials: Credentials | None = None,
     ) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server(
-            (host, port),
-            family=family,
-            backlog=BACKLOG,
-            dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
-        )
+        try:
+            self._socket = socket.create_server(
+                (host, port),
+                family=family,
+                backlog=BACKLOG,
+                dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
+            )
+        except OSError as error:
+            number = error.errno or 0
+            words = os.strerror(number) if number > 0 else error.strerror  # of the name's lookup
+            raise ConfigError(
+                f"receive.listeners: {host}:{port} cannot be listened on ({words}); "
+                "change host or port there, or end what holds it"
+            ) from error
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         self._terms = terms
         self._hooks = hooks

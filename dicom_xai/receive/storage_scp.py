@@ -50,6 +50,7 @@ from dicom_xai.dimse import (
 )
 from dicom_xai.errors import (
     CannotUnderstandError,
+    ConfigError,
     DataSetMismatchError,
     RefusedError,
     TransientError,
@@ -220,7 +221,7 @@ class StorageSCP:
         return self._gate.count
 
     def start(self) -> None:
-        """Bind and listen; OSError when a port is taken, and then nothing listens."""
+        """Bind and listen; ConfigError when a port is taken, and then nothing listens."""
         config = self._config
         terms = Terms(
             contexts=acceptor_contexts(config.accept_and_ignore),
@@ -249,7 +250,7 @@ class StorageSCP:
                     sockets[address] = server
                     self._servers.append(server)
                 self._server_of.append(server)
-        except OSError:
+        except ConfigError:
             self._close_servers()
             self._server_of.clear()
             raise

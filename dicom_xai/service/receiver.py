@@ -170,7 +170,7 @@ class Receiver:
             try:
                 scp = self._make_scp(config)
                 scp.start()
-            except (DicomXaiError, OSError):
+            except DicomXaiError:
                 self._scp = self._make_scp(old)
                 self._scp.start()
                 raise

@@ -131,7 +131,26 @@ def ledger_state(ledger: Ledger, spool: Spool) -> LedgerState:
     )
 
 
-def run_role(name: RoleName, path: Path, make: Callable[[Context], Role]) -> int:
+def ended_as_event(log: Log, serve: Callable[[], int]) -> int:
+    """Serve, and say what ended it in the way that all else is said; gives the exit status.
+
+    Parameters
+    ----------
+    log : Log
+    serve : callable
+        Gives the exit status where it was told to stop. A config that is wrong at start is
+        `config-refused`, all else that it raises `role-crashed`; both give 2.
+    """
+    try:
+        return serve()
+    except ConfigError as error:
+        log.error(Event.CONFIG_REFUSED, reason=str(error))
+    except Exception as error:  # the top of a role; the message of what is not ours stays out
+        log.exception(Event.ROLE_CRASHED, error)
+    return 2
+
+
+def run_role(name: RoleName, path: Path, make: Callable[[Context], Role], log: Log) -> int:
     """Run one role until it is told to stop; gives the exit status.
 
     Parameters
@@ -141,14 +160,14 @@ def run_role(name: RoleName, path: Path, make: Callable[[Context], Role]) -> int
         The service's config file.
     make : callable
         Builds the role.
-
-    Raises
-    ------
-    ConfigError
-        The config is wrong at start; nothing was started.
+    log : Log
     """
+    log = log.bind(role=name)
+    return ended_as_event(log, partial(_serve, name, path, make, log))
+
+
+def _serve(name: RoleName, path: Path, make: Callable[[Context], Role], log: Log) -> int:
     quiet_libraries()
-    log = Log()
     config, lint = load(path)
     registry = Registry()
     context = open_context(config, name, registry, log)
@@ -205,9 +224,7 @@ def run_role(name: RoleName, path: Path, make: Callable[[Context], Role]) -> int
             role.tick()
             if not context.spool.is_healthy:
                 # what this process wrote may not be there; the next one trusts no page of its own
-                problem = "the spool's disk failed to sync; this role begins anew"
-                log.error(Event.ROLE_CRASHED, reason=problem)
-                raise TransientError(problem)
+                raise TransientError("the spool's disk failed to sync; this role begins anew")
             if context.audit.forwarder is not None:
                 watch_certificate(context, context.audit.forwarder.credentials)
             health.ticked()

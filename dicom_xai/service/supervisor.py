@@ -30,6 +30,7 @@ from dicom_xai.service.role import (
     Context,
     RoleName,
     check_reload,
+    ended_as_event,
     ledger_state,
     note_config,
     open_context,
@@ -94,13 +95,10 @@ class Supervisor:
     _revision: str = ""
 
     def run(self) -> int:
-        """Run until told to stop; gives the exit status.
+        """Run until told to stop; gives the exit status."""
+        return ended_as_event(self.log, self._serve)
 
-        Raises
-        ------
-        ConfigError
-            The config is wrong at start; nothing was started.
-        """
+    def _serve(self) -> int:
         quiet_libraries()
         config, lint = load(self.path)
         self._revision = config.digest

@@ -383,7 +383,7 @@ def test_a_taken_port_is_an_error_at_start_and_leaves_nothing_open() -> None:
         taken = Listener(ae_title="X", host=HOST, port=first.ports[0])
         free = Listener(ae_title="Y", host=HOST, port=0)
         second = StorageSCP(a_config(listeners=(free, taken)), door, door.refused)
-        with pytest.raises(OSError, match="in use"):
+        with pytest.raises(errors.ConfigError, match=r"receive\.listeners: .* in use"):
             second.start()
         assert second.ports == ()
 
