@@ -17,7 +17,7 @@ import onnx
 from onnx import checker, defs, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UnsupportedOperatorError
 from .expand import body_of
 
 Array = npt.NDArray[np.generic]
@@ -35,6 +35,9 @@ HINT_ELEMENTS = 1024
 
 EVALUATED_FROM = {"QuantizeLinear": 19, "DequantizeLinear": 19}
 """Operators that onnx evaluates from an opset on only; what older ones could do is unchanged."""
+
+ROUNDING_UP = frozenset({"MaxPool", "AveragePool", "LpPool"})
+"""Operators that may round the number of their windows up."""
 
 RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
@@ -148,6 +151,32 @@ class World:
             ir_version=self._model.ir_version,
         )
         self.types.update(found)
+        if node.op_type in ROUNDING_UP:
+            self._check_last_windows(node)
+
+    def _check_last_windows(self, node: onnx.NodeProto) -> None:
+        """Refuse windows that ceil mode would lay wholly behind the data.
+
+        Runtimes leave them out at every opset, but before 22 the standard's shape inference counts
+        them, the runtimes' own included: a graph with the right sizes would not load, one with the
+        wrong ones would divide by them.
+        """
+        given = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        sizes = (self.shape(node.input[0]) or ())[2:]
+        windows = (self.shape(node.output[0]) or ())[2:]
+        strides = given.get("strides", [1] * len(sizes))
+        starts = given.get("pads", [0] * 2 * len(sizes))[: len(sizes)]
+        for size, count, stride, start in zip(sizes, windows, strides, starts, strict=True):
+            if size is not None and count is not None and (count - 1) * stride >= size + start:
+                raise UnsupportedOperatorError(
+                    node.op_type,
+                    node.domain,
+                    self._opsets[node.domain],
+                    node_label(node),
+                    f"with ceil_mode its last window would start behind the {size} elements of an "
+                    "axis, which opsets before 22 count and runtimes leave out; convert the model "
+                    "with onnx.version_converter.convert_version(model, 22)",
+                )
 
     def _infer_by_body(self, node: onnx.NodeProto) -> None:
         body = body_of(node, self.types, self._hints(node), self._model)
@@ -205,6 +234,8 @@ class Facts:
     ------
     ConfigError
         The opset is older than 13, or the graph contradicts itself.
+    UnsupportedOperatorError
+        The sizes that an operator gives are not those that its opset tells.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:

@@ -17,7 +17,9 @@ import torch
 from onnx import helper, numpy_helper
 from torch.nn import functional
 
+from dicom_xai.autodiff.emit import Graph
 from dicom_xai.autodiff.rules import GRADIENT
+from dicom_xai.errors import UnsupportedOperatorError
 from tests.contract import test_vjp_rules
 from tests.contract.vjp import Case, case, with_vjp
 
@@ -57,6 +59,15 @@ SMOOTH: list[tuple[Case, Function]] = [
 
 ZERO = np.array([-1, -0.5, 0, 0.5, 1], np.float32)
 TIES = np.array([[1, 1, 0, 1], [0, 0, 0, 0], [2, 1, 2, 2], [-1, -1, -1, -1]], np.float32)
+
+POOLS: dict[str, Function] = {
+    "MaxPool": lambda x, k, s, p: functional.max_pool2d(x, k, s, p, ceil_mode=True),
+    "AveragePool": lambda x, k, s, p: functional.avg_pool2d(
+        x, k, s, p, ceil_mode=True, count_include_pad=False
+    ),
+}
+WINDOWS = [([2, 2], [3, 3], [1, 1], (5, 8)), ([1, 2], [2, 3], [0, 1], (6, 8))]
+"""Kernel, strides, padding and size; rounding up would lay a last window on padding alone."""
 
 KINKS: list[tuple[Case, Function, tuple[np.ndarray, ...]]] = [
     (case("Relu", (5,)), torch.relu, (ZERO,)),
@@ -109,6 +120,25 @@ def assert_as_torch(item: Case, function: Function, feeds: dict[str, np.ndarray]
 @pytest.mark.parametrize(("item", "function"), SMOOTH, ids=lambda item: str(item)[:60])
 def test_the_rule_is_that_of_autograd(item: Case, function: Function) -> None:
     assert_as_torch(item, function, item.feeds(np.float32))
+
+
+@pytest.mark.parametrize("op_type", POOLS)
+@pytest.mark.parametrize(("kernel", "strides", "pads", "size"), WINDOWS, ids=["padded", "bare"])
+def test_a_window_that_would_start_behind_the_image_is_left_out_as_torch_leaves_it_out(
+    kernel: list[int],
+    strides: list[int],
+    pads: list[int],
+    size: tuple[int, ...],
+    op_type: str,
+) -> None:
+    wanted = POOLS[op_type]
+    windows = {"kernel_shape": kernel, "strides": strides, "pads": pads * 2, "ceil_mode": 1}
+    item = case(op_type, (5, 2, *size), opset=22, **windows)
+    assert_as_torch(item, lambda x: wanted(x, kernel, strides, pads), item.feeds(np.float32))
+    for opset in (13, 18, 21):
+        older = case(op_type, (5, 2, *size), opset=opset, **windows)
+        with pytest.raises(UnsupportedOperatorError, match=f"opset {opset}.*ceil_mode"):
+            Graph(older.model(onnx.TensorProto.FLOAT, free_batch=False))
 
 
 @pytest.mark.parametrize(
