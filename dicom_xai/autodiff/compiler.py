@@ -18,8 +18,9 @@ from .layers import (
     explained_scores,
     image_input,
     is_homogeneous,
+    is_linear_behind_pool,
     is_nonnegative,
-    is_pooled_linear,
+    is_pooled,
     target_layer,
 )
 from .methods import (
@@ -31,7 +32,7 @@ from .methods import (
 from .methods.question import Question
 from .select import ByTarget, Chosen, Scores, Selection
 
-COMPILER_VERSION = "7"
+COMPILER_VERSION = "8"
 """Changes whenever a compiled file could; part of the key under which compiled files are kept."""
 
 ATTRIBUTION = "attribution"
@@ -138,7 +139,8 @@ def compile(
     scores = explained_scores(graph, output)
     picture = image_input(graph, image)
     where = None if way.looks_at == "image" else target_layer(graph, scores, picture, layer)
-    is_linear = where is not None and is_pooled_linear(graph, where, scores)
+    sees_mean = where is not None and is_pooled(graph, where, scores)
+    is_linear = where is not None and sees_mean and is_linear_behind_pool(graph, where, scores)
     if way.needs_pooled_linear and not is_linear:
         raise ConfigError(
             f"{way.name} is defined where the score is the layer's mean through one linear map, "
@@ -165,7 +167,7 @@ def compile(
         layer_shape=looked_at.shape,
         backward=tuple(node.name for node in added),
         on_device=tuple(node.name for node in added if touches_reals(graph, node)),
-        equals=equal_methods(graph, way, scores, picture, is_linear=is_linear),
+        equals=equal_methods(graph, way, scores, picture, sees_mean=sees_mean, is_linear=is_linear),
         warnings=(
             *way.warnings,
             *(way.warnings_when_signed if is_signed else ()),
@@ -176,11 +178,19 @@ def compile(
 
 
 def equal_methods(
-    graph: Graph, way: Method, scores: Scores, picture: Tensor, *, is_linear: bool
+    graph: Graph,
+    way: Method,
+    scores: Scores,
+    picture: Tensor,
+    *,
+    sees_mean: bool,
+    is_linear: bool,
 ) -> tuple[str, ...]:
     """Methods that are the same on this model, up to a positive factor."""
-    if is_linear and way.equals:
-        return way.equals
+    if sees_mean and way.equals:
+        return tuple(
+            name for name in way.equals if is_linear or not METHODS[name].needs_pooled_linear
+        )
     if way.equals_when_homogeneous and is_homogeneous(graph, scores, picture):
         return way.equals_when_homogeneous
     return ()

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from ..errors import ConfigError, UnsupportedOperatorError
-from .backward import dependents
+from .backward import dependents, reads
 from .emit import Graph, Tensor, attributes_of, is_float
 from .positions import SKIP_NORM, Layout, layouts
 from .prepare import node_label
@@ -363,11 +363,11 @@ def is_nonnegative(graph: Graph, name: str) -> bool:
     )
 
 
-def is_pooled_linear(graph: Graph, layer: Layer, scores: Scores) -> bool:
-    """Whether the score is the layer's mean over positions through one affine map.
+def is_pooled(graph: Graph, layer: Layer, scores: Scores) -> bool:
+    """Whether the score sees a layer through its mean over positions alone.
 
-    Then every gradient is the same at all positions, and CAM, Grad-CAM, XGrad-CAM and HiRes-CAM are
-    one map up to a positive factor.
+    Then every gradient is the same at all positions, and Grad-CAM, XGrad-CAM and HiRes-CAM are one
+    map up to a positive factor.
     """
     name = layer.tensor.name
     nodes = path(graph, name, scores.tensor.name)
@@ -380,6 +380,13 @@ def is_pooled_linear(graph: Graph, layer: Layer, scores: Scores) -> bool:
     dropped = tuple(size for axis, size in enumerate(before) if axis not in pooled)
     if layer.layout.prefix or after != (kept if keeps else dropped):
         return False
+    return not any(name in reads(node) for node in nodes[1:])
+
+
+def is_linear_behind_pool(graph: Graph, layer: Layer, scores: Scores) -> bool:
+    """Whether what follows the pool is one affine map, so that CAM is that one map too."""
+    name = layer.tensor.name
+    nodes = path(graph, name, scores.tensor.name)
     reached = dependents(graph, nodes, {name})
     return all(
         node.op_type in AFFINE and sum(name in reached for name in node.input) == 1

@@ -56,13 +56,16 @@ def eigen_cam(q: Question) -> Answer:
     return Answer(cam.eigen_cam(a, a), {"explained_variance": cam.eigen_share(a, a)})
 
 
-LINEAR = ("cam", "grad-cam", "xgrad-cam", "hires-cam")
-"""One map, up to a positive factor (and Relu), where the score is the pooled layer's affine map."""
+POOLED = ("cam", "grad-cam", "xgrad-cam", "hires-cam")
+"""One map, up to a positive factor (and Relu), where the score is the pooled layer's affine map.
+
+All but the first where it is any function of the pooled layer.
+"""
 
 
 def others(name: str) -> tuple[str, ...]:
     """The rest of a family of equal methods."""
-    return tuple(item for item in LINEAR if item != name)
+    return tuple(item for item in POOLED if item != name)
 
 
 METHODS = MappingProxyType(

@@ -101,8 +101,8 @@ class Method:
     explain : callable
         From a question to the answer.
     equals : tuple of str
-        Methods with the same map, up to a positive factor, where the score is the pooled layer
-        through one affine map.
+        Methods with the same map, up to a positive factor, where the score sees the layer's mean
+        alone; CAM among them where it is an affine map of that mean.
     equals_when_homogeneous : tuple of str
         The same, where every activation between image and score is linear on either side of 0.
     needs_pooled_linear : bool

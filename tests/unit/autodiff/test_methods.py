@@ -156,6 +156,42 @@ def test_methods_that_are_reported_equal_are_equal() -> None:
         assert_close(maps[name] * count, np.maximum(maps["cam"], 0))
 
 
+class Behind(nn.Module):
+    """Two convolutions and a head behind their mean, which may see their maximum too."""
+
+    def __init__(self, *, sees_maximum: bool) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3, 2), nn.ReLU()
+        )
+        self.sees_maximum = sees_maximum
+        self.head = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.features(x)
+        seen = a.mean((2, 3))
+        return self.head(seen + a.amax((2, 3)) if self.sees_maximum else seen)
+
+
+def test_maps_behind_a_mean_are_reported_equal_whatever_the_head() -> None:
+    network, x = seeded(Behind(sees_maximum=False)), image(2, 1, 16, 16)
+    plain = exported(network, x, "dynamo", 18)
+    names = ("grad-cam", "xgrad-cam", "hires-cam")
+    compiled = {name: compile(plain, name) for name in names}
+    maps = {name: run(c.model, x, target=TARGET)["attribution"] for name, c in compiled.items()}
+    for name in names:
+        assert {name, *compiled[name].report.equals} == set(names)
+        assert_close(maps[name], maps["grad-cam"])
+    assert np.abs(maps["grad-cam"]).max() > 0
+
+
+def test_maps_are_not_reported_equal_where_the_score_sees_more_than_the_mean() -> None:
+    network, x = seeded(Behind(sees_maximum=True)), image(2, 1, 16, 16)
+    plain = exported(network, x, "dynamo", 18)
+    layer = next(node.input[0] for node in plain.graph.node if node.op_type == "ReduceMean")
+    assert compile(plain, "grad-cam", layer=layer).report.equals == ()
+
+
 def input_gradient(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
     x = x.clone().requires_grad_()
     network(x)[range(len(x)), TARGET].sum().backward()
