@@ -88,7 +88,8 @@ class Chosen:
 class ByTarget:
     """The class is named at run time: input `target`, int64 ``(batch,)``, -1 for the top class.
 
-    Any other value outside the classes makes the run fail on the CPU.
+    Any other value outside the classes makes the run fail where the runtime checks indices, as on
+    the CPU, and gives a map of zeros where it does not, as on CUDA.
     """
 
     def choose(self, graph: Graph, scores: Scores) -> Chosen:
@@ -100,7 +101,9 @@ class ByTarget:
         top = ranked(graph, scores, 1, None).reshape(-1)
         last = graph.scalar(scores.classes, TensorProto.INT64)
         named = graph.where(target.equals(-1), top, graph.where(target < -1, last, target))
-        return Chosen((one_class(graph, scores, named, None),), inputs=(target,))
+        found = graph.op("Gather", graph.constant(np.arange(scores.classes)), named)
+        index = graph.where(found.equals(named), named, last)
+        return Chosen((one_class(graph, scores, index, None),), inputs=(target,))
 
 
 @dataclass(frozen=True)
@@ -237,10 +240,9 @@ def one_class(
     index: Tensor,
     offsets: Offsets,
 ) -> Tensor:
-    """The cotangent that picks class `index` ``(batch,)`` of each image."""
+    """The cotangent that picks class `index` ``(batch,)`` of each image; 0 where there is none."""
     numbers = graph.constant(np.arange(scores.classes))
-    checked = graph.op("Gather", numbers, index)
-    picked = checked.unsqueeze(1).equals(numbers).cast(scores.tensor.dtype)
+    picked = index.unsqueeze(1).equals(numbers).cast(scores.tensor.dtype)
     if scores.has_positions:
         return picked.reshape(0, scores.classes, *[1] * (scores.tensor.rank - 2)) * region(
             graph, scores, offsets

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,6 +12,8 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from dicom_xai.autodiff import BySeed, ByTarget, Compiled, TopClasses, compile
 from dicom_xai.autodiff.check import check_untouched
@@ -92,6 +96,27 @@ def test_a_target_outside_the_classes_fails_the_run(
 ) -> None:
     with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument):
         run(compile(model).model, image=x, target=[0, target])
+
+
+class Gather(OpRun):
+    """As CUDA's: 0 where the index is of no element."""
+
+    op_domain = ""
+
+    def _run(self, x: np.ndarray, index: np.ndarray, axis: int = 0) -> tuple[np.ndarray]:
+        is_there = (index >= -len(x)) & (index < len(x))
+        return (np.where(is_there, np.take(x, np.where(is_there, index, 0), axis), 0),)
+
+
+@pytest.mark.parametrize("target", [2, 7, -2])
+def test_a_target_outside_the_classes_explains_none_where_the_runtime_checks_no_index(
+    target: int,
+) -> None:
+    compiled = compile(one_operator("Relu"), "saliency").model
+    feeds = {"image": np.ones((2, 2, 4, 4), np.float32), "target": np.array([1, target])}
+    _, maps = ReferenceEvaluator(compiled, new_ops=[Gather]).run(None, feeds)
+    assert maps[0].min() > 0
+    assert not maps[1].any()
 
 
 def test_a_seed_explains_any_combination_of_scores(
@@ -516,6 +541,14 @@ def test_a_node_that_contradicts_its_schema_is_named() -> None:
 def test_an_opset_that_is_too_old_is_refused() -> None:
     with pytest.raises(ConfigError, match="opset 11"):
         compile(one_operator("Relu", 11))
+
+
+def test_the_compiler_loads_neither_dicom_nor_torch_nor_a_runtime() -> None:
+    code = (
+        "import sys, dicom_xai.autodiff.file\n"
+        "sys.exit(bool({'pynetdicom', 'pydicom', 'torch', 'onnxruntime'} & {*sys.modules}))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_by_target_is_the_default() -> None:
