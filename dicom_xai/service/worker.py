@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from dicom_xai import pipeline
 from dicom_xai.config import Config
@@ -29,7 +29,7 @@ from dicom_xai.service.role import Context
 from dicom_xai.service.watch import LEASE_S, Watch, Watcher
 from dicom_xai.stages import Deadline, Stage
 from dicom_xai.study import Instance, Job, Per, Prediction, Priority
-from dicom_xai.telemetry import Event
+from dicom_xai.telemetry import Event, describe
 
 #: A job that was claimed so often without an end is failed: it may be what kills the worker.
 MAX_ATTEMPTS = 4
@@ -179,6 +179,7 @@ class Worker:
         if (
             model is None
             or job.priority is Priority.STAT
+            or job.attempts > 1  # what ended the worker last time may do so again: alone
             or job.unit.per is not Per.INSTANCE
             or not all(map(model.costs.gains_from_sharing, model.costs.runs_s))
         ):
@@ -262,12 +263,18 @@ class Worker:
         return pipeline.begin(job, model, deadline, self._tools(watch, model))
 
     def _infer_together(self, units: Sequence[pipeline.Begun]) -> Sequence[Prediction | None]:
-        """Predictions from shared runs; None for all where they do not fit, or one spoils them."""
+        """Predictions from shared runs; None for all where they do not fit, or anything fails."""
         kinds = {(unit.model.card.digest, unit.choice.explainer) for unit in units}
         if len(units) > 1 and len(kinds) == 1:
-            # what went wrong is found again, and told, by the one that it belongs to
-            with suppress(StudyError, TransientError):
+            try:
                 return pipeline.infer(units)
+            except Exception as error:  # noqa: BLE001  # the job that it belongs to meets it again
+                self._context.log.warning(
+                    Event.RUN_NOT_SHARED,
+                    model=units[0].model.card.name,
+                    count=len(units),
+                    error=describe(error),
+                )
         return [None] * len(units)
 
     def _finish(self, watch: Watch, begun: pipeline.Begun, prediction: Prediction | None) -> None:

@@ -44,6 +44,7 @@ class Event(StrEnum):
     JOB_FAILED = "job-failed"
     JOB_RETRIED = "job-retried"
     LEASE_LOST = "lease-lost"
+    RUN_NOT_SHARED = "run-not-shared"  #: it failed, and each of its jobs runs alone
     WORKER_WEDGED = "worker-wedged"
     LEDGER_BUSY = "ledger-busy"
     DECODER_DIED = "decoder-died"
