@@ -62,6 +62,21 @@ class Device:
         """The same, for tensors."""
         return torch.device(self.name)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing runs on it any more in this process.
+
+        A failed kernel spoils the process's context: CUDA then answers every call with its error
+        (CUDA Runtime API, cudaErrorIllegalAddress and cudaErrorAssert).
+        """
+        if self.kind == "cpu":
+            return False
+        try:
+            torch.cuda.synchronize(self.torch)
+        except RuntimeError:
+            return True
+        return False
+
 
 def resolve_device(asked: str) -> Device:
     """The device that a config word means on this machine.

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pydicom import dcmread
 
 from dicom_xai.explain import costs
-from dicom_xai.infer.session import Session
+from dicom_xai.infer.session import Device, Session
 from dicom_xai.service import answers
 from dicom_xai.service.role import Context
 from dicom_xai.service.worker import Worker
@@ -160,6 +160,20 @@ def test_a_bad_study_in_a_shared_run_spoils_none_of_the_others_and_gets_its_own_
     [line] = [line for line in lines_of(log) if line["event"] == "run-not-shared"]
     assert (line["level"], line["model"], line["count"]) == ("warning", "phantom-cxr", 3)
     assert "served.py" in str(line["error"])
+
+
+@pytest.mark.parametrize("files", [NO_SUCH_ROW], indirect=True)
+def test_a_run_that_loses_the_device_ends_the_worker_and_costs_no_other_job_its_answer(
+    context: Context, tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        receive_image(context, number, is_white=number == 1)
+    monkeypatch.setattr(Device, "is_lost", property(lambda device: len(runs.images) >= 3))
+    with working(context) as worker:
+        with pytest.raises(RuntimeError, match="Gather"):
+            wait_until(worker.tick, "the worker ends")
+        assert states(tmp_path) == ["done", "queued", "running"]  # freed with its process
+    assert runs.images == [3, 1, 1]
 
 
 def test_a_stat_study_is_served_between_two_shared_runs(
