@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import onnx
 import pytest
 import torch
@@ -63,6 +66,24 @@ def test_auto_is_the_cpu_on_a_machine_without_nvidia_device():
 def test_a_gpu_that_is_asked_for_and_not_there_is_an_error_and_never_the_cpu():
     with pytest.raises(ConfigError, match=r"cuda:7.*devices: \[cpu\]"):
         resolve_device("cuda:7")
+
+
+def test_the_cpu_is_never_lost():
+    assert not CPU.is_lost
+
+
+@pytest.mark.gpu
+def test_a_device_is_lost_once_a_kernel_has_failed_on_it():
+    told = """
+import torch
+from dicom_xai.infer.session import Device
+device = Device("cuda:0")
+print(device.is_lost)
+torch.zeros(1, device=device.torch)[torch.tensor([7], device=device.torch)]
+print(device.is_lost)
+"""
+    ran = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=False)
+    assert ran.stdout.split() == ["False", "True"]
 
 
 def test_a_device_knows_torchs_word_and_its_index():
