@@ -116,6 +116,7 @@ def _segmentations(
     frames = unit.volume.frames
     indices = sorted({i for _, i in gathered.present})
     groups, skipped = seg.groups([seg.Plane(i, frames[i], unit.source(i)) for i in indices])
+    spacing_mm = seg.slice_spacing(unit.volume.geometry)
     made: list[Encoded] = []
     for group in groups:
         first = group[0]
@@ -127,7 +128,7 @@ def _segmentations(
                 _region(unit, maps, gathered, {plane.index for plane in group}),
                 compression,
                 ordinal + len(made),
-                unit.volume.geometry.slice_spacing_mm,
+                spacing_mm,
                 unit.block(first.index),
                 unit.explanation.layer,
             )

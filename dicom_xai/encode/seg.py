@@ -9,6 +9,7 @@ any other, and no patient value passes through a validator.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ from dicom_xai.encode.pixeldata import Image, PixelData
 from dicom_xai.encode.provenance import Run
 from dicom_xai.encode.source import Source
 from dicom_xai.errors import EncodeError
-from dicom_xai.study import Frame, ObjectKind
+from dicom_xai.study import Frame, Geometry, ObjectKind
 
 _ARTIFICIAL_INTELLIGENCE = Concept("123110", "DCM", "Artificial Intelligence")
 _SEGMENTATION = Code(value="113076", scheme="DCM", meaning="Segmentation")
@@ -93,7 +94,7 @@ def groups(planes: Sequence[Plane]) -> tuple[list[tuple[Plane, ...]], list[str]]
     made: list[tuple[Plane, ...]] = []
     skipped = []
     for members in spatial.values():
-        distances = _positions(members) @ _normal(members)
+        distances = _positions(members) @ _normal(members[0].source.orientation)
         if len(np.unique(distances)) < len(members):
             skipped.append("several frames at one position")
         else:
@@ -102,13 +103,43 @@ def groups(planes: Sequence[Plane]) -> tuple[list[tuple[Plane, ...]], list[str]]
     return sorted(made, key=lambda group: min(plane.index for plane in group)), skipped
 
 
+def slice_spacing(geometry: Geometry) -> float | None:
+    """The distance from each slice of a stack to the next, in mm; None where it varies.
+
+    It is SpacingBetweenSlices, from the centre of a slice to the centre of the next (PS3.3
+    C.7.6.16.2.1).
+    """
+    # of the whole stack, as highdicom has it: slices without a region have no frame, and only this
+    # distance says that some are missing between two frames. It is one number for all frames: of
+    # uneven slices none is true, and on a tilted gantry centres are further apart than planes.
+    if len(geometry.origins_mm) < 2:
+        return None
+    return _even_step(np.array(geometry.origins_mm), _normal(geometry.orientation))
+
+
 def _positions(planes: Sequence[Plane]) -> npt.NDArray[np.float64]:
     return np.array([[float(x) for x in plane.source.position] for plane in planes])
 
 
-def _normal(planes: Sequence[Plane]) -> npt.NDArray[np.float64]:
-    row, column = np.array([float(x) for x in planes[0].source.orientation]).reshape(2, 3)
+def _normal(orientation: Sequence[str | float]) -> npt.NDArray[np.float64]:
+    row, column = np.array([float(x) for x in orientation]).reshape(2, 3)
     return np.cross(column, row)
+
+
+def _even_step(origins: npt.NDArray[np.float64], normal: npt.NDArray[np.float64]) -> float | None:
+    """The distance between planes that are evenly spaced on a line along their normal, else None.
+
+    Parameters
+    ----------
+    origins : ndarray, (planes, 3)
+        In order along the normal, at least two; mm.
+    """
+    steps = np.diff(origins @ normal)
+    lines = origins[1:] - origins[0]
+    upright = np.abs(lines @ normal) / np.linalg.norm(lines, axis=1)
+    is_even = np.allclose(steps, steps.mean(), rtol=_SPACING_TOLERANCE, atol=0)
+    is_upright = (np.abs(upright - 1) < _UPRIGHT_TOLERANCE).all()
+    return float(abs(steps.mean())) if is_even and is_upright else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +202,7 @@ def segmentation(
     ordinal : int
         Which of the job's Segmentations, from 0.
     slice_spacing_mm : float or None
-        Of the whole series: the planes in the group may have gaps.
+        As `slice_spacing` gave it: the planes in the group may have gaps.
     block : Block
         The identity of the first plane's instance, as received.
     layer : str
@@ -196,7 +227,7 @@ def segmentation(
     if _is_sequence(group):
         _order_by_frame_number(dataset, region)
     is_flat = region.kind is SegmentationKind.LABELMAP or len(region.segments) == 1
-    if source.has_plane and is_flat and _is_regular(group):
+    if source.has_plane and is_flat and _is_volume(group, slice_spacing_mm):
         dataset.DimensionOrganizationType = "3D"
     planes = {plane.index: plane for plane in group}
     derivations = {plane.index: _derivation(plane) for plane in group}
@@ -294,16 +325,18 @@ def _derivation(plane: Plane) -> bytes:
     )
 
 
-def _is_regular(group: Sequence[Plane]) -> bool:
-    """Whether the planes are evenly spaced on a line along their normal (PS3.3 C.7.6.17.3)."""
+def _is_volume(group: Sequence[Plane], slice_spacing_mm: float | None) -> bool:
+    """Whether the frames are a 3D volume set (PS3.3 C.7.6.17).
+
+    highdicom says so too where a region skips every other slice: who then takes the slice spacing
+    for the distance of the frames puts them at the wrong places.
+    """
     if len(group) < 2:
         return False
-    positions, normal = _positions(group), _normal(group)
-    steps = np.diff(positions @ normal)
-    lines = positions[1:] - positions[0]
-    upright = np.abs(lines @ normal) / np.linalg.norm(lines, axis=1)
-    is_even = np.allclose(steps, steps.mean(), rtol=_SPACING_TOLERANCE, atol=0)
-    return bool(is_even and (np.abs(upright - 1) < _UPRIGHT_TOLERANCE).all())
+    step = _even_step(_positions(group), _normal(group[0].source.orientation))
+    if step is None or slice_spacing_mm is None:
+        return step is not None
+    return math.isclose(step, slice_spacing_mm, rel_tol=_SPACING_TOLERANCE)
 
 
 def _skeleton(

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +36,12 @@ from dicom_xai.config import (
     ModelClass,
     ModelInput,
     ModelOutput,
+    StackRule,
     Windowing,
     WindowSource,
 )
+from dicom_xai.decode.geometry import stack
+from dicom_xai.decode.planes import planes_of
 from dicom_xai.encode.source import Described, describe
 from dicom_xai.study import (
     Attribution,
@@ -373,6 +377,22 @@ def case(
         heat_of,
         probability_of,
     )
+
+
+def stacked(files: Sequence[bytes], **options: Any) -> Case:
+    """A case of slices, in the order and with the geometry that decoding finds in their headers."""
+    by_uid = {instance(file).sop_instance_uid: file for file in files}
+    found = stack(
+        [
+            plane
+            for file in files
+            for plane in planes_of(instance(file), dcmread(BytesIO(file), stop_before_pixels=True))
+        ],
+        StackRule(),
+    )
+    ordered = dict.fromkeys(plane.sop_instance_uid for plane in found.planes)
+    made = case([by_uid[uid] for uid in ordered], kind=InputKind.SLICES, **options)
+    return replace(made, volume=Volume(made.volume.frames, found.geometry))
 
 
 def described(file: bytes) -> Described:

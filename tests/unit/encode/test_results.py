@@ -23,7 +23,16 @@ from dicom_xai.encode.objects import Encoded, EncodedResults, Planned
 from dicom_xai.encode.results import encode_results
 from dicom_xai.errors import EncodeError, IdentityError
 from dicom_xai.study import ObjectKind, Purpose, Reference
-from tests.make.results import Case, as_file, card, case, described, enhanced_header, header
+from tests.make.results import (
+    Case,
+    as_file,
+    card,
+    case,
+    described,
+    enhanced_header,
+    header,
+    stacked,
+)
 
 SC = Planned(ObjectKind.SC, Compression.NONE, ("pacs",))
 SEG = Planned(ObjectKind.SEG, Compression.NONE, ("pacs",))
@@ -53,7 +62,7 @@ def cr(rows: int = 96, columns: int = 80, **options) -> Case:
 
 def ct(slices: int = 6, hot: tuple[int, ...] = (2, 3), **options) -> Case:
     files = [as_file(header("CT", 64, 64, n + 1)) for n in range(slices)]
-    return case(files, kind=InputKind.SLICES, heat_frames=hot, **options)
+    return stacked(files, heat_frames=hot, **options)
 
 
 def kinds(results: EncodedResults) -> list[str]:
