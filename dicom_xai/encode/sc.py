@@ -20,7 +20,7 @@ from dicom_xai.config import Compression
 from dicom_xai.encode import elements, provenance
 from dicom_xai.encode.pixeldata import Buffer, compressed, pixel_data
 from dicom_xai.encode.provenance import Run
-from dicom_xai.encode.source import Source
+from dicom_xai.encode.source import Source, most_lossy
 from dicom_xai.study import Frame, Instance, ObjectKind
 
 #: Body Part Examined of which there is one (PS3.16 Annex L), as the validator has it.
@@ -156,7 +156,8 @@ def capture_stack(
     dataset.NumberOfFrames = len(frames)
     placed = _with_laterality(dataset, block)
     raw_bytes = 3 * size[0] * size[1] * len(frames)
-    _tell_losses(dataset, first, compression, raw_bytes / sum(map(len, streams)))
+    source = most_lossy(frame.source for frame in frames)
+    _tell_losses(dataset, source, compression, raw_bytes / sum(map(len, streams)))
     instances = provenance.frames_by_instance((f.frame, f.source) for f in frames)
     more = [_pages(len(frames)), provenance.references(run, instances, derived=True)]
     grids = {(f.source.orientation, f.source.pixel_spacing) for f in frames}

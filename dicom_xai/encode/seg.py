@@ -33,7 +33,7 @@ from dicom_xai.config import Code, Compression, ModelCard, ModelClass, Segmentat
 from dicom_xai.encode import elements, pixeldata, provenance
 from dicom_xai.encode.pixeldata import Image, PixelData
 from dicom_xai.encode.provenance import Run
-from dicom_xai.encode.source import Source
+from dicom_xai.encode.source import Source, most_lossy
 from dicom_xai.errors import EncodeError
 from dicom_xai.study import Frame, Geometry, ObjectKind
 
@@ -220,7 +220,7 @@ def segmentation(
     ranks = {plane.index: rank for rank, plane in enumerate(group, 1)}
     order = sorted(region.frames, key=lambda key: (key[0], ranks[key[1]]))
     pixels = _pixel_data([region.frames[key] for key in order], region.kind, source, compression)
-    dataset = _skeleton(run, card, source, region, compression, ordinal, slice_spacing_mm, layer)
+    dataset = _skeleton(run, card, group, region, compression, ordinal, slice_spacing_mm, layer)
     provenance.describe(dataset, run, ObjectKind.SEG, block, _title(run, region))
     dataset.Rows, dataset.Columns = source.rows, source.columns
     dataset.NumberOfFrames = len(order)
@@ -342,7 +342,7 @@ def _is_volume(group: Sequence[Plane], slice_spacing_mm: float | None) -> bool:
 def _skeleton(
     run: Run,
     card: ModelCard,
-    source: Source,
+    group: Sequence[Plane],
     region: Region,
     compression: Compression,
     ordinal: int,
@@ -350,7 +350,7 @@ def _skeleton(
     layer: str,
 ) -> Dataset:
     """All that does not depend on the frames, but for series and references."""
-    kind = region.kind
+    source, kind = group[0].source, region.kind
     instance_uid = run.uid(ObjectKind.SEG, "instance", ordinal, compression)
     descriptions = [
         _description(run, card, segment, number, ordinal, layer, kind)
@@ -358,7 +358,7 @@ def _skeleton(
     ]
     try:
         made = Segmentation(
-            source_images=[_stand_in(instance_uid, source, slice_spacing_mm)],
+            source_images=[_stand_in(instance_uid, group, slice_spacing_mm)],
             pixel_array=np.ones((1, 1, 1), np.uint8),
             segmentation_type=kind.name,
             fractional_type="PROBABILITY",
@@ -480,8 +480,9 @@ def _concept(code: Code) -> Concept:
     return Concept(code.value, code.scheme, provenance.ascii_text(code.meaning, 64))
 
 
-def _stand_in(uid: str, source: Source, slice_spacing_mm: float | None) -> Dataset:
-    """A well-formed image of one pixel at the source's place, for highdicom's constructor."""
+def _stand_in(uid: str, group: Sequence[Plane], slice_spacing_mm: float | None) -> Dataset:
+    """A well-formed image of one pixel at the first plane's place, for highdicom's constructor."""
+    source, lossy = group[0].source, most_lossy(plane.source for plane in group)
     dataset = Dataset()
     is_spatial = source.has_plane
     dataset.SOPClassUID = CTImageStorage if is_spatial else SecondaryCaptureImageStorage
@@ -501,8 +502,8 @@ def _stand_in(uid: str, source: Source, slice_spacing_mm: float | None) -> Datas
         dataset.ImageOrientationPatient = list(source.orientation)
         if slice_spacing_mm:
             dataset.SpacingBetweenSlices = slice_spacing_mm
-    dataset.LossyImageCompression = "01" if source.is_lossy else "00"
-    if source.lossy_ratios:
-        dataset.LossyImageCompressionRatio = list(source.lossy_ratios)
-        dataset.LossyImageCompressionMethod = list(source.lossy_methods)
+    dataset.LossyImageCompression = "01" if lossy.is_lossy else "00"
+    if lossy.lossy_ratios:
+        dataset.LossyImageCompressionRatio = list(lossy.lossy_ratios)
+        dataset.LossyImageCompressionMethod = list(lossy.lossy_methods)
     return dataset

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from pydicom import Dataset, Sequence
@@ -151,6 +151,20 @@ def normalise(header: Dataset) -> tuple[Source, ...]:
         return (_source(for_all, size, is_multi_frame, is_lossy),) * count
     each = [_grouped(own[i : i + 1]) for i in range(count)]
     return tuple(_source({**for_all, **mine}, size, is_multi_frame, is_lossy) for mine in each)
+
+
+def most_lossy(sources: Iterable[Source]) -> Source:
+    """Of the sources of one object that which lost most: its losses stand for all.
+
+    An object is lossy when any part of it is, and the values of its ratio and method are successive
+    compressions of one image (PS3.3 C.7.6.1.1.5): those of several sources may not be strung
+    together. The first of several like it is taken.
+    """
+    return max(sources, key=lambda source: (source.is_lossy, _loss(source)))
+
+
+def _loss(source: Source) -> float:
+    return math.prod(float(ratio) for ratio in source.lossy_ratios)
 
 
 def _is_lossy(said: str, syntax: str) -> bool:

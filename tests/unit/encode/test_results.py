@@ -12,10 +12,11 @@ import torch
 from pydicom import Dataset, dcmread
 from pydicom.datadict import tag_for_keyword
 from pydicom.encaps import generate_frames
+from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
 from dicom_xai import identity, uids
-from dicom_xai.config import Compression, InputKind, SegmentationKind
+from dicom_xai.config import Compression, InputKind, Layout, SegmentationKind
 from dicom_xai.encode.captures import MAX_PICTURES
 from dicom_xai.encode.color import OUTLINES
 from dicom_xai.encode.note import encode_note
@@ -238,6 +239,64 @@ def test_a_lossy_source_stays_lossy():
         ratios = np.atleast_1d(made.LossyImageCompressionRatio)
         assert ratios[0] == 12
         assert len(ratios) == (2 if encoded.ordinal == 1 else 1)
+
+
+#: Ratio and method of each lossy compression, in their order; None is lossless.
+HISTORIES = {
+    "none": None,
+    "once": (["12"], ["ISO_10918_1"]),
+    "twice": (["10", "2"], ["ISO_10918_1", "ISO_15444_1"]),
+    "untold": ([], []),
+}
+
+
+def slices_compressed(*histories: str, **options) -> Case:
+    """Slices that each went through these lossy compressions before they came."""
+    files = []
+    for number, name in enumerate(histories, 1):
+        ds = header("CT", 64, 64, number)
+        if HISTORIES[name] is not None:
+            ds.LossyImageCompression = "01"
+            ds.LossyImageCompressionRatio, ds.LossyImageCompressionMethod = HISTORIES[name]
+        files.append(as_file(ds))
+    return stacked(files, **options)
+
+
+def all_of(ds: Dataset, keyword: str) -> list[str]:
+    value = ds.get(keyword) or []
+    return [str(each) for each in (value if isinstance(value, list | MultiValue) else [value])]
+
+
+@pytest.mark.parametrize(
+    ("histories", "kept"),
+    [
+        (("none", "once"), "once"),
+        (("once", "none"), "once"),
+        (("once", "twice"), "twice"),
+        (("twice", "once"), "twice"),
+        (("untold", "none", "once"), "once"),
+        (("none", "untold"), "untold"),
+    ],
+)
+def test_one_lossy_frame_makes_the_object_lossy_and_the_worst_loss_is_told(histories, kept):
+    stack = dataclasses.replace(SC, layout=Layout.STACK)
+    jpeg = dataclasses.replace(stack, compression=Compression.JPEG)
+    ratios, methods = HISTORIES[kept]
+    plain, packed, region = map(
+        read, encode(slices_compressed(*histories), stack, jpeg, SEG).objects
+    )
+    for made in (plain, packed, region):
+        assert made.LossyImageCompression == "01"
+    for made in (plain, region):
+        assert all_of(made, "LossyImageCompressionRatio") == ratios
+        assert all_of(made, "LossyImageCompressionMethod") == methods
+    assert all_of(packed, "LossyImageCompressionRatio")[:-1] == ratios
+    assert all_of(packed, "LossyImageCompressionMethod") == [*methods, "ISO_10918_1"]
+
+
+def test_a_region_is_as_lossless_as_the_slices_it_lies_on():
+    given = slices_compressed("none", "none", "once", heat_frames=(0, 1))
+    assert read(encode(given, SEG).objects[0]).LossyImageCompression == "00"
 
 
 def test_each_compression_is_another_object_for_its_own_destinations():
