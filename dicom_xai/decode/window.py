@@ -9,10 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from pydicom.uid import CTImageStorage
 
 from dicom_xai.config import Windowing, WindowSource
 from dicom_xai.decode import lut
-from dicom_xai.decode.attributes import functional_group, items, numbers, text
+from dicom_xai.decode.attributes import (
+    functional_group,
+    integer,
+    items,
+    number,
+    numbers,
+    required,
+    text,
+)
 from dicom_xai.errors import DecodeError
 from dicom_xai.study import Frame
 
@@ -168,11 +177,32 @@ def _voi(frame: Frame) -> Ramp | torch.Tensor | None:
         return None
     syntax = frame.header.file_meta.TransferSyntaxUID
     try:
-        signed = bool(frame.header.get("PixelRepresentation"))
+        signed = _may_be_negative(frame)
         table = lut.read(tables[0], signed=signed, big_endian=not syntax.is_little_endian)
     except DecodeError:
         return None
     return table.apply(frame.values).div_(2**table.bits - 1)
+
+
+def _may_be_negative(frame: Frame) -> bool:
+    """Whether the input of a VOI LUT is signed (PS3.3 C.11.2.1.1).
+
+    As the stored values are; after a rescale where its range goes below zero, and always for the
+    Hounsfield units of a CT image; after a Modality LUT never.
+    """
+    header = frame.header
+    group = functional_group(header, frame.number, "PixelValueTransformationSequence")
+    if group is None and items(header, "ModalityLUTSequence"):
+        return False
+    if text(header, "SOPClassUID") == CTImageStorage:
+        return True
+    source = header if group is None else group
+    slope, intercept = number(source, "RescaleSlope"), number(source, "RescaleIntercept")
+    signed, bits = integer(header, "PixelRepresentation") == 1, required(header, "BitsStored")
+    if slope is None or intercept is None:
+        return signed
+    lowest = -(1 << (bits - 1)) if signed else 0
+    return min(lowest * slope, (lowest + (1 << bits) - 1) * slope) + intercept < 0
 
 
 def _voi_window(

@@ -7,15 +7,16 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
+from pydicom.uid import CTImageStorage
 
 from dicom_xai.config import Windowing, WindowSource
 from dicom_xai.decode.frames import to_frames
 from dicom_xai.decode.pixels import decode
 from dicom_xai.decode.window import common_ramp, display, shown, shown_through
 from dicom_xai.study import Frame
-from tests.make.images import CPU, a_frame, an_instance, real_file
+from tests.make.images import CPU, a_file, a_frame, an_instance, real_file
 
 RAMP = np.linspace(-100, 200, 64 * 64, dtype=np.float32).reshape(64, 64)
 FIXED = Windowing(source=WindowSource.FIXED, center=40, width=80)
@@ -87,6 +88,56 @@ def test_an_image_without_window_spans_the_percentiles_of_its_valid_pixels() -> 
 )
 def test_a_window_that_the_standard_does_not_allow_counts_as_none(window: dict[str, str]) -> None:
     torch.testing.assert_close(seen(a_frame(RAMP, **window)), seen(a_frame(RAMP)))
+
+
+def a_table(vr: str, first: int, entries: list[int]) -> Dataset:
+    item = Dataset()
+    item.add_new("LUTDescriptor", vr, [len(entries), first, 16])
+    item.add_new("LUTData", "US", entries)
+    return item
+
+
+SIGNED = {"PixelRepresentation": 1}
+RESCALED = {"RescaleSlope": "1", "RescaleIntercept": "-1024"}
+RAISED = {"RescaleSlope": "1", "RescaleIntercept": "32768", **SIGNED}
+TURNED = {"RescaleSlope": "-1", "RescaleIntercept": "0"}
+CT = {"sop_class_uid": CTImageStorage, "RescaleSlope": "1", "RescaleIntercept": "0"}
+TABLED = {"ModalityLUTSequence": [a_table("SS", -1, [39999, 40001, 40002])], **SIGNED}
+
+
+@pytest.mark.parametrize(
+    ("stored", "attributes", "vr", "first"),
+    [
+        ([0, 40001, 40002], {}, "US", 40000),
+        ([-9, 0, 1], SIGNED, "US", 65535),
+        ([-9, 0, 1], SIGNED, "SS", -1),
+        ([9, 1024, 1025], RESCALED, "US", 65535),
+        ([9, 1024, 1025], RESCALED, "SS", -1),
+        ([9, 7233, 7234], RAISED, "US", 40000),
+        ([9, 1, 0], TURNED, "US", 65534),
+        ([-1, 0, 1], TABLED, "US", 40000),
+    ],
+)
+def test_the_first_value_of_a_voi_lut_has_the_sign_of_what_the_modality_gives(
+    stored: list[int], attributes: dict[str, object], vr: str, first: int
+) -> None:
+    # PS3.3 C.11.2.1.1
+    dtype = np.int16 if "PixelRepresentation" in attributes else np.uint16
+    data = a_file(
+        np.array([stored], dtype),
+        VOILUTSequence=[a_table(vr, first, [0, 1000, 65535])],
+        **attributes,
+    )
+    (frame,) = to_frames(an_instance(), decode(data), CPU)
+    shown = (seen(frame)[0] * 65535).round().int().tolist()
+    assert shown == [0, 1000, 65535]
+
+
+def test_a_ct_is_in_signed_units_even_where_none_can_be_negative() -> None:
+    table = a_table("US", 65535, [0, 1000, 65535])
+    data = a_file(np.array([[0, 1]], np.uint16), VOILUTSequence=[table], **CT)
+    (frame,) = to_frames(an_instance(), decode(data), CPU)
+    assert (seen(frame)[0] * 65535).round().int().tolist() == [1000, 65535]
 
 
 def test_padding_is_black_also_where_low_values_are_bright() -> None:
