@@ -1,15 +1,14 @@
 """Instances are prepared as they arrive, in processes that may die, and kept for their job.
 
-What is kept is a cache: losing it, or any process, costs time only. It is bounded in bytes: work
-ahead of any job stops at the limit, and what is prepared for nobody yet makes room for a job
-that is being worked on. What a claimed job waits for goes first.
+What is kept is a cache: losing it, or any process, costs time only. It is bounded in bytes and in
+number: work ahead of any job stops at the limits, and what is prepared for nobody yet makes room
+for what is more urgent. What a claimed job waits for goes first.
 
 Threads: one for each decoding process; it hands the process one object at a time and waits.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import socket
 import subprocess
@@ -30,7 +29,7 @@ from dicom_xai.study import Instance, Job, Priority
 _TRIES = 2
 #: What was prepared and that no job has asked for since makes room for newer arrivals.
 _KEEP_S = 120.0
-#: Beyond so many instances nothing is prepared ahead.
+#: Beyond so many instances something makes room for each that is prepared ahead, or it is not.
 _MOST_ENTRIES = 5000
 #: So often a waiting job looks whether something more urgent has come.
 _MEANWHILE_S = 0.02
@@ -44,8 +43,7 @@ class _Entry:
     """One instance: wanted, in work, prepared or given up."""
 
     instance: Instance
-    order: int
-    rank: int
+    priority: Priority
     is_in_work: bool = False
     tries: int = 0
     made: Prepared | None = None
@@ -53,10 +51,35 @@ class _Entry:
     size_bytes: int = 0
     done_at: float = 0.0
     users: set[int] = field(default_factory=set)  #: jobs that hold it
+    queue: _Queue | None = None  #: the one that it stands in, if any
+
+    @property
+    def key(self) -> str:
+        return _key(self.instance)
+
+    @property
+    def rank(self) -> int:
+        return _rank(self.priority, is_claimed=bool(self.users))
 
     @property
     def is_done(self) -> bool:
         return self.made is not None or self.failure is not None
+
+
+def _key(instance: Instance) -> str:
+    return instance.sop_instance_uid + instance.sha256
+
+
+def _rank(priority: Priority, *, is_claimed: bool) -> int:
+    """The order of service: STAT before routine, and within each what a job waits for first."""
+    return 2 * list(Priority).index(priority) + (not is_claimed)
+
+
+#: The ranks of what no job holds.
+_AHEAD = [_rank(priority, is_claimed=False) for priority in Priority]
+
+#: Entries by key, the first one first.
+_Queue = OrderedDict[str, _Entry]
 
 
 class Ahead:
@@ -75,6 +98,8 @@ class Ahead:
         A process that takes longer for one object is killed.
     on_death : callable
         Told each time that a process died or was killed over an object, and how.
+    most_entries : int
+        How many instances may wait, or be kept, for jobs to come.
     clock : callable
         Seconds, monotonic.
     """
@@ -87,6 +112,7 @@ class Ahead:
         limit_bytes: int,
         timeout_s: float,
         on_death: Callable[[Instance, str], None],
+        most_entries: int = _MOST_ENTRIES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._open_stored = open_stored
@@ -94,13 +120,19 @@ class Ahead:
         self._limit_bytes = limit_bytes
         self._timeout_s = timeout_s
         self._on_death = on_death
+        self._most_entries = most_entries
         self._clock = clock
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._entries: dict[str, _Entry] = {}
+        #: What waits for a process, by rank.
+        self._waiting: list[_Queue] = [OrderedDict() for _ in range(2 * len(Priority))]
+        #: What is done and held by no job, by rank; the oldest is the first.
+        self._idle: dict[int, _Queue] = {rank: OrderedDict() for rank in _AHEAD}
+        self._held: dict[int, list[_Entry]] = {}  #: by job
+        self._held_bytes = 0
         self._changed = threading.Condition()
         self._is_closed = False
         #: What ended a thread here, where it should have gone on: for the role to raise.
         self.broken_by: BaseException | None = None
-        self._order = itertools.count()
         self._threads = [
             threading.Thread(target=self._work_forever, name=f"decoder-{number}", daemon=True)
             for number in range(processes)
@@ -115,19 +147,23 @@ class Ahead:
         """End the processes; what was prepared is forgotten."""
         with self._changed:
             self._is_closed = True
-            self._entries.clear()
+            for entry in list(self._entries.values()):
+                self._forget(entry)
             self._changed.notify_all()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(self._timeout_s)
 
     def expect(self, instance: Instance, priority: Priority) -> None:
-        """Prepare it when there is nothing more urgent and memory is left."""
+        """Prepare it when there is nothing more urgent, and room for it."""
+        key, rank = _key(instance), _rank(priority, is_claimed=False)
         with self._changed:
-            if len(self._entries) < _MOST_ENTRIES:
-                entry = self._entry(instance)
-                entry.rank = min(entry.rank, _rank(priority, is_claimed=False))
-                self._changed.notify_all()
+            if key not in self._entries:
+                if self._count_ahead >= self._most_entries and not self._make_place(rank):
+                    return
+                self._entries[key] = _Entry(instance, priority)
+            self._want(self._entries[key], priority)
+            self._changed.notify_all()
 
     def take(self, job: Job, meanwhile: Callable[[], None]) -> list[Prepared]:
         """Hold a job's instances and wait until all are prepared.
@@ -147,29 +183,28 @@ class Ahead:
             The worker stops.
         """
         with self._changed:
-            entries = [self._entry(instance) for instance in job.instances]
-            for entry in entries:
+            entries = self._held[job.job_id] = []
+            for instance in job.instances:
+                entry = self._entries.setdefault(_key(instance), _Entry(instance, job.priority))
                 entry.users.add(job.job_id)
-                entry.rank = min(entry.rank, _rank(job.priority, is_claimed=True))
-            self._evict(0.0)
+                self._want(entry, job.priority)
+                entries.append(entry)
             self._changed.notify_all()
         return [self._wait_for(entry, meanwhile) for entry in entries]
 
     def release(self, job_id: int) -> None:
         """Forget what only this job held."""
         with self._changed:
-            for key, entry in list(self._entries.items()):
-                if job_id in entry.users:
-                    entry.users.discard(job_id)
-                    if not entry.users:
-                        del self._entries[key]
+            for entry in self._held.pop(job_id, []):
+                entry.users.discard(job_id)
+                if not entry.users:
+                    self._forget(entry)
             self._changed.notify_all()
 
     @property
     def held_bytes(self) -> int:
         """Bytes of all prepared instances."""
-        with self._changed:
-            return sum(entry.size_bytes for entry in self._entries.values())
+        return self._held_bytes
 
     def _wait_for(self, entry: _Entry, meanwhile: Callable[[], None]) -> Prepared:
         while True:
@@ -184,44 +219,79 @@ class Ahead:
                     raise TransientError("the worker stops")
             meanwhile()
 
-    def _entry(self, instance: Instance) -> _Entry:
-        key = instance.sop_instance_uid + instance.sha256
-        if key not in self._entries:
-            rank = _rank(Priority.ROUTINE, is_claimed=False)
-            self._entries[key] = _Entry(instance, next(self._order), rank)
-        return self._entries[key]
+    def _want(self, entry: _Entry, priority: Priority) -> None:
+        entry.priority = min(entry.priority, priority, key=list(Priority).index)
+        self._queue(entry)
+
+    def _queue(self, entry: _Entry) -> None:
+        """Let it stand where it belongs now; where it stands already it keeps its turn."""
+        queue = None
+        if entry.is_done and not entry.users:
+            queue = self._idle[entry.rank]
+        elif not entry.is_done and not entry.is_in_work:
+            queue = self._waiting[entry.rank]
+        if queue is not entry.queue:
+            if entry.queue is not None:
+                del entry.queue[entry.key]
+            if queue is not None:
+                queue[entry.key] = entry
+            entry.queue = queue
+
+    def _forget(self, entry: _Entry) -> None:
+        if self._entries.get(entry.key) is entry:
+            del self._entries[entry.key]
+            self._held_bytes -= entry.size_bytes
+        if entry.queue is not None:
+            del entry.queue[entry.key]
+            entry.queue = None
 
     @property
-    def _spare_bytes(self) -> int:
-        return self._memory_bytes - sum(entry.size_bytes for entry in self._entries.values())
+    def _count_ahead(self) -> int:
+        """How many entries wait, or are kept, for jobs to come."""
+        return sum(len(self._waiting[rank]) + len(self._idle[rank]) for rank in _AHEAD)
 
-    def _evict(self, older_than_s: float) -> None:
-        """Make room: forget what was prepared for nobody, the oldest first."""
-        latest = self._clock() - older_than_s
-        for key, entry in list(self._entries.items()):
-            if self._spare_bytes > 0:
-                return
-            if entry.is_done and not entry.users and entry.done_at <= latest:
-                del self._entries[key]
+    def _make_place(self, rank: int) -> bool:
+        """Forget one entry that no job holds, for one of this rank; False when none may go."""
+        if self._forget_idle(rank):
+            return True
+        for other in reversed(_AHEAD):
+            if other > rank and self._waiting[other]:
+                self._forget(next(reversed(self._waiting[other].values())))
+                return True
+        return False
+
+    def _forget_idle(self, rank: int) -> bool:
+        """Forget the oldest that is done and either kept long enough, or less urgent than this."""
+        latest = self._clock() - _KEEP_S
+        for other in reversed(_AHEAD):
+            oldest = next(iter(self._idle[other].values()), None)
+            if oldest is not None and (other > rank or oldest.done_at <= latest):
+                self._forget(oldest)
+                return True
+        return False
 
     def _next(self) -> _Entry | None:
         """Wait for the next object to prepare; None when it is over."""
         with self._changed:
             while not self._is_closed:
-                waiting = [
-                    entry
-                    for entry in self._entries.values()
-                    if not entry.is_done and not entry.is_in_work
-                ]
-                if waiting:
-                    self._evict(_KEEP_S)
-                has_room = self._spare_bytes > 0
-                ready = [entry for entry in waiting if has_room or entry.users]
-                if ready:
-                    entry = min(ready, key=lambda entry: (entry.rank, entry.order))
+                entry = self._most_urgent()
+                if entry is not None:
                     entry.is_in_work = True
+                    self._queue(entry)
                     return entry
-                self._changed.wait(_KEEP_S if waiting else None)
+                self._changed.wait(_KEEP_S if any(self._waiting) else None)
+        return None
+
+    def _most_urgent(self) -> _Entry | None:
+        """What waits and may be prepared: all that a job holds, the rest while memory is left."""
+        for rank, queue in enumerate(self._waiting):
+            if not queue:
+                continue
+            while self._held_bytes >= self._memory_bytes and self._forget_idle(rank):
+                pass
+            entry = next(iter(queue.values()))
+            if entry.users or self._held_bytes < self._memory_bytes:
+                return entry
         return None
 
     def _work_forever(self) -> None:
@@ -258,8 +328,12 @@ class Ahead:
                         f"{reason}, {_TRIES} times; the file is damaged, or too costly to decode"
                     )
             with self._changed:
-                entry.made, entry.failure, entry.size_bytes = made, failure, size_bytes
+                entry.made, entry.failure = made, failure
                 entry.is_in_work, entry.done_at = False, self._clock()
+                if self._entries.get(entry.key) is entry:  # else it was forgotten meanwhile
+                    entry.size_bytes = size_bytes
+                    self._held_bytes += size_bytes
+                    self._queue(entry)
                 self._changed.notify_all()
 
     def _ask(self, child: _Child, instance: Instance) -> tuple[Prepared, int]:
@@ -268,11 +342,6 @@ class Ahead:
             return child.ask(instance, stored)
         finally:
             os.close(stored)
-
-
-def _rank(priority: Priority, *, is_claimed: bool) -> int:
-    """The order of service: STAT before routine, and within each what a job waits for first."""
-    return 2 * list(Priority).index(priority) + (not is_claimed)
 
 
 class _Child:

@@ -17,6 +17,7 @@ from dicom_xai.errors import DecodeError, StudyError, TransientError
 from dicom_xai.prepare import Prepared
 from dicom_xai.service.ahead import Ahead
 from dicom_xai.study import Instance, Job, Per, Priority, Purpose, Sender, Unit
+from tests.make.books import wait_until
 from tests.make.studies import a_head, changed
 
 TIMEOUT_S = 30.0
@@ -57,6 +58,16 @@ def a_job(job_id: int, instances: list[Instance], priority: Priority = Priority.
     )
 
 
+class Clock:
+    """Stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
 class Files:
     """Stored files by name; `before` runs each time that one is opened."""
 
@@ -85,7 +96,12 @@ def files(tmp_path: Path) -> Files:
 
 
 @pytest.fixture
-def ahead(files: Files, request: pytest.FixtureRequest) -> Iterator[Ahead]:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ahead(files: Files, clock: Clock, request: pytest.FixtureRequest) -> Iterator[Ahead]:
     asked = getattr(request, "param", {})
     made = Ahead(
         files.open,
@@ -94,10 +110,25 @@ def ahead(files: Files, request: pytest.FixtureRequest) -> Iterator[Ahead]:
         limit_bytes=asked.get("limit_bytes", 2**28),
         timeout_s=asked.get("timeout_s", TIMEOUT_S),
         on_death=lambda _instance, reason: files.deaths.append(reason),
+        most_entries=asked.get("most_entries", 100),
+        clock=clock,
     )
     made.start()
     yield made
     made.stop()
+
+
+def prepare_ahead(ahead: Ahead, files: Files, count: int) -> None:
+    """Routine slices, one after the other, until all are prepared."""
+    data = a_slice()
+    for number in range(count):
+        before = ahead.held_bytes
+        ahead.expect(files.add(f"early-{number}", data), Priority.ROUTINE)
+        wait_until(lambda before=before: ahead.held_bytes > before, "it is prepared")
+
+
+def assert_open(gate: threading.Event) -> None:
+    assert gate.wait(TIMEOUT_S)
 
 
 def children() -> list[psutil.Process]:
@@ -205,6 +236,94 @@ def test_beyond_the_memory_bound_only_claimed_work_goes_on(ahead: Ahead, files: 
     ahead.release(2)
     take(ahead, 3, [second])
     assert files.opened == ["slice-0", "slice-2", "slice-1"]
+
+
+@pytest.mark.parametrize("ahead", [{"most_entries": 2}], indirect=True)
+def test_what_nobody_asked_for_in_time_makes_place_for_new_arrivals(
+    ahead: Ahead, files: Files, clock: Clock
+) -> None:
+    prepare_ahead(ahead, files, 2)
+    ahead.expect(files.add("refused", a_slice()), Priority.ROUTINE)
+    clock.now_s += 1e6
+    ahead.expect(files.add("later", a_slice()), Priority.ROUTINE)
+    wait_until(lambda: "later" in files.opened, "the later one is prepared")
+    assert files.opened == ["early-0", "early-1", "later"]
+
+
+@pytest.mark.parametrize("ahead", [{"most_entries": 2}], indirect=True)
+def test_a_stat_arrival_takes_the_place_of_what_was_prepared_for_a_routine_one(
+    ahead: Ahead, files: Files
+) -> None:
+    prepare_ahead(ahead, files, 2)
+    ahead.expect(files.add("stat", a_slice()), Priority.STAT)
+    wait_until(lambda: "stat" in files.opened, "it is prepared")
+    early = take(ahead, 1, [an_instance("early-1")])
+    assert early
+    assert files.opened == ["early-0", "early-1", "stat"]  # the oldest one made place
+
+
+@pytest.mark.parametrize("ahead", [{"memory_bytes": 1}], indirect=True)
+def test_a_stat_arrival_takes_the_memory_of_what_was_prepared_for_a_routine_one(
+    ahead: Ahead, files: Files
+) -> None:
+    prepare_ahead(ahead, files, 1)
+    ahead.expect(files.add("stat", a_slice()), Priority.STAT)
+    wait_until(lambda: "stat" in files.opened, "it is prepared")
+
+
+@pytest.mark.parametrize("ahead", [{"most_entries": 2}], indirect=True)
+def test_a_stat_arrival_takes_the_place_of_a_routine_one_that_waits(
+    ahead: Ahead, files: Files
+) -> None:
+    routine = [files.add(f"routine-{number}", a_slice()) for number in range(3)]
+    is_held, gate = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        files.before = lambda: None
+        is_held.set()
+        assert gate.wait(TIMEOUT_S)
+
+    files.before = hold
+    for instance in routine:
+        ahead.expect(instance, Priority.ROUTINE)
+    assert is_held.wait(TIMEOUT_S)
+    ahead.expect(files.add("stat", a_slice()), Priority.STAT)
+    gate.set()
+    wait_until(lambda: "stat" in files.opened, "it is prepared")
+    assert take(ahead, 1, routine[2:])  # no job misses what made place
+    assert files.opened[:2] == ["routine-0", "stat"]
+
+
+@pytest.mark.parametrize("ahead", [{"memory_bytes": 1}], indirect=True)
+def test_a_routine_job_waits_for_no_stat_arrival_that_finds_no_memory(
+    ahead: Ahead, files: Files
+) -> None:
+    take(ahead, 1, [files.add("held", a_slice())])
+    arrivals = [files.add(f"stat-{number}", a_slice()) for number in range(2)]
+    for instance in arrivals:
+        ahead.expect(instance, Priority.STAT)
+    assert take(ahead, 2, arrivals[1:])
+    assert files.opened == ["held", "stat-1"]
+
+
+def test_what_is_given_up_while_it_is_prepared_is_not_held(ahead: Ahead, files: Files) -> None:
+    instances = [
+        files.add("odd", changed(a_slice(), BitsStored=99)),
+        files.add("slice", a_slice()),
+    ]
+    gate = threading.Event()
+
+    def hold_the_next() -> None:
+        files.before = lambda: assert_open(gate)
+
+    files.before = hold_the_next
+    with pytest.raises(DecodeError, match="BitsStored: 99"):
+        take(ahead, 1, instances)
+    ahead.release(1)
+    gate.set()
+    take(ahead, 2, [files.add("another", a_slice())])
+    ahead.release(2)
+    assert ahead.held_bytes == 0
 
 
 @pytest.mark.promise("C3")
