@@ -7,6 +7,7 @@ localizers. Problems speak of counts, millimetres, keywords and slice numbers on
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -22,6 +23,10 @@ from dicom_xai.study import Frame, Geometry, PlaneRecord, Stack, Volume
 _SAME_PLACE_MM = 0.01
 #: Direction cosines and pixel spacing agree within this: DS values are rounded.
 _COSINE_TOLERANCE = 1e-3
+#: Planes at one place whose origins are further apart than this are no copies of each other.
+_BESIDE_MM = 1.0
+#: More slabs side by side than any scanner takes: such planes are left together.
+_MOST_SLABS = 16
 #: A step this much longer than the median one means a missing slice.
 _GAP_FACTOR = 1.5
 #: Steps that differ from the median by more than this part of it are uneven.
@@ -56,11 +61,11 @@ def stack(planes: Iterable[PlaneRecord], rule: StackRule | None) -> Stack:
 
     Planes with a place in the patient are sorted by their distance along the normal, ascending.
     They form several stacks where series, frame of reference, matrix, spacing or orientation
-    differ, where some are localizers, and where several lie at each place and an attribute tells
-    them apart: echo time, b-value, time point and the like. With a rule one stack is kept: the one
-    that the rule prefers, then the one with the most slices. Of planes at the same place the one
-    with the lowest InstanceNumber is kept. Planes without any place (projections) are all kept, by
-    series, InstanceNumber and frame number.
+    differ, where some are localizers, where slabs lie side by side, and where several lie at each
+    place and an attribute tells them apart: echo time, b-value, time point and the like. With a
+    rule one stack is kept: the one that the rule prefers, then the one with the most slices. Of
+    planes at the same place the one with the lowest InstanceNumber is kept. Planes without any
+    place (projections) are all kept, by series, InstanceNumber and frame number.
 
     Source: PS3.3 C.7.6.2.1.1 (Image Position and Image Orientation).
 
@@ -143,7 +148,8 @@ def _stacks(planes: _Planes) -> list[_Planes]:
         else:
             alike.append([plane])
             groups.append(alike[-1])
-    return [part for group in groups for part in _separated(group, _SEPARATORS)]
+    slabs = (slab for group in groups for slab in _side_by_side(group))
+    return [part for slab in slabs for part in _separated(slab, _SEPARATORS)]
 
 
 def _is_parallel(one: PlaneRecord, other: PlaneRecord) -> bool:
@@ -156,6 +162,46 @@ def _is_parallel(one: PlaneRecord, other: PlaneRecord) -> bool:
             return False
     cosines = zip(one.orientation, other.orientation, strict=True)
     return all(abs(a - b) <= _COSINE_TOLERANCE for a, b in cosines)
+
+
+def _side_by_side(planes: _Planes) -> list[_Planes]:
+    """The group in parts, where planes lie at one place of the normal but beside each other."""
+    normal = _normal(planes[0])
+    origins = np.array([plane.position_mm for plane in planes])
+    along, places = origins @ normal, _places(planes)
+    lateral = origins - np.outer(along, normal)
+    firsts = np.unique(places, return_index=True)[1]
+    is_beside = np.linalg.norm(lateral - lateral[firsts[places]], axis=1) > _BESIDE_MM
+    if not is_beside.any():
+        return [planes]
+    order = np.argsort(places, kind="stable")
+    held = np.split(order, np.flatnonzero(np.diff(places[order])) + 1)
+    # a tilted gantry shifts the slices of each slab by the same from one to the next
+    upright = lateral - np.outer(along, _tilt(held, lateral, along))
+    slabs: list[NDArray[np.float64]] = []
+    rest = upright[max(held, key=lambda at: int(is_beside[at].sum()))]
+    while len(rest):
+        slabs.append(rest[0])
+        rest = rest[np.linalg.norm(rest - rest[0], axis=1) > _BESIDE_MM]
+        if len(slabs) > _MOST_SLABS:
+            return [planes]
+    nearest = np.argmin([np.linalg.norm(upright - slab, axis=1) for slab in slabs], axis=0)
+    return [
+        [planes[index] for index in np.flatnonzero(nearest == number)]
+        for number in dict.fromkeys(nearest.tolist())
+    ]
+
+
+def _tilt(
+    held: list[NDArray[np.int64]], lateral: NDArray[np.float64], along: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """How far planes shift beside the normal for each mm along it: the usual least shift."""
+    shifts = []
+    for below, above in itertools.pairwise(held):
+        from_below = lateral[above] - lateral[below[0]]
+        least = from_below[np.argmin(np.linalg.norm(from_below, axis=1))]
+        shifts.append(least / (along[above[0]] - along[below[0]]))
+    return np.asarray(np.median(shifts, axis=0)) if shifts else np.zeros(3)
 
 
 def _separated(planes: _Planes, separators: Sequence[str]) -> list[_Planes]:

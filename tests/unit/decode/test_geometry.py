@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -100,6 +102,81 @@ def test_gantry_tilt_is_reported_as_a_shift_in_the_plane() -> None:
     assert "(10.0 degrees: gantry tilt or a moved table)" in problem
     step = float(phantom.datasets[0].SliceThickness)
     assert volume.geometry.slice_spacing_mm == pytest.approx(step * math.cos(math.radians(10)))
+
+
+def a_slab(
+    aside: float, heights: Iterable[int], *, tilt: float = 0.0, first: int = 1, **attributes: object
+) -> tuple[Frame, ...]:
+    """Slices 2 mm apart, so far to the side, their origins shifted by `tilt` mm for each."""
+    return tuple(
+        a_slice(0, number=first + i, ImagePositionPatient=[aside, tilt * i, 2.0 * i], **attributes)
+        for i in heights
+    )
+
+
+def sides(volume: Volume) -> list[float]:
+    return [float(frame.header.ImagePositionPatient[0]) for frame in volume.frames]
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.6, -0.6])
+def test_slabs_beside_each_other_are_two_stacks(tilt: float) -> None:
+    left, right = a_slab(0, range(5), tilt=tilt), a_slab(180, range(6), tilt=tilt, first=101)
+    found = volume_of((*right, *left))
+    assert sides(found) == [180] * 6
+    assert found.geometry.problems[0] == (
+        "5 images of 1 other stack(s) left out; kept the one of 6: the most slices"
+    )
+    assert not any("position of another" in problem for problem in found.geometry.problems)
+
+
+def test_slabs_that_meet_in_some_slices_are_kept_apart_in_all_of_them() -> None:
+    low, high = a_slab(0, range(5), tilt=0.6), a_slab(-90, range(3, 10), tilt=0.6, first=101)
+    found = volume_of((*low, *high))
+    assert sides(found) == [-90] * 7
+
+
+def test_slabs_numbered_in_turns_are_kept_apart() -> None:
+    turns = [(i, side) for i in range(6) for side in ((0, 180) if i % 2 else (180, 0))]
+    slices = [a_slab(side, [i], first=n - i, tilt=0.6) for n, (i, side) in enumerate(turns)]
+    found = volume_of(tuple(frame for (frame,) in slices))
+    assert sides(found) == [180] * 6
+
+
+def test_slabs_of_several_echoes_are_a_stack_for_each_slab_and_echo() -> None:
+    frames = tuple(
+        frame
+        for side, echo in itertools.product((0, 180), (12, 98))
+        for frame in a_slab(side, range(4), first=side + echo, EchoTime=echo)
+    )
+    found = volume_of(frames, prefer(StackAttribute.ECHO_TIME, choose="highest"))
+    assert sides(found) == [0] * 4
+    assert {float(frame.header.EchoTime) for frame in found.frames} == {98.0}
+    assert "12 images of 3 other stack(s) left out" in found.geometry.problems[0]
+
+
+def test_a_model_of_single_images_gets_the_slabs_one_after_the_other() -> None:
+    found = volume_of((*a_slab(0, range(3)), *a_slab(180, range(3), first=101)), None)
+    assert sides(found) == [0, 0, 0, 180, 180, 180]
+
+
+def test_a_slice_taken_again_beside_its_place_does_not_cut_a_tilted_stack() -> None:
+    again = a_slice(0, number=90, ImagePositionPatient=[0, 0.6 * 4 + 1.2, 8.0])
+    found = volume_of((*a_slab(0, range(9), tilt=0.6), again))
+    assert [frame.header.InstanceNumber for frame in found.frames] == list(range(1, 10))
+
+
+def test_a_copy_a_little_aside_is_still_a_copy() -> None:
+    copy = a_slice(0, number=90, ImagePositionPatient=[0.5, 0, 4.0])
+    found = volume_of((*a_slab(0, range(4)), copy))
+    assert len(found.frames) == 4
+    assert "1 image at the position of another left out" in found.geometry.problems[0]
+
+
+def test_frames_beside_each_other_in_a_number_that_no_scanner_takes_are_not_told_apart() -> None:
+    crowd = tuple(frame for side in range(40) for frame in a_slab(10 * side, [0, 1]))
+    found = volume_of(crowd)
+    assert len(found.frames) == 2
+    assert "78 images at the position of another left out" in found.geometry.problems[0]
 
 
 def test_of_mixed_orientations_the_largest_stack_is_kept() -> None:
