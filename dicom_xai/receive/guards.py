@@ -9,7 +9,7 @@ half a PDU holds threads for ever                    every PDU has a deadline: `
 a header claiming 4 GiB fills the memory             refused on the header: `upper_layer`
 a data set without end fills memory or disk          cut at `max_message_bytes`: `association`
 a large data set is held in memory                   handed on in parts: `association`
-requests sent ahead are all queued                   one is served; 128 kB, then TCP's window
+requests sent ahead are all queued                   one is served; 256 kB, then TCP's window
 a bad command set kills a thread                     answered with A-ABORT: `command`
 connections without end, threads for each            capped before a thread starts: `Gate`
 a flood of half-open connections locks all out       the greediest address makes room: `Gate`
