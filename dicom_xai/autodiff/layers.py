@@ -25,10 +25,9 @@ AFFINE = frozenset(
      "Cast", "Concat"}
 )  # fmt: skip
 
-
 HOMOGENEOUS = AFFINE | POOLS | frozenset(
     {"Conv", "ConvTranspose", "BatchNormalization", "Relu", "LeakyRelu", "PRelu", "MaxPool",
-     "AveragePool", "GlobalMaxPool", "ReduceMax", "ReduceSum", "Concat", "Split", "Slice", "Pad",
+     "AveragePool", "GlobalMaxPool", "ReduceMax", "ReduceSum", "Split", "Slice", "Pad",
      "Transpose", "Expand", "Sub", "Sum", "Resize"}
 )  # fmt: skip
 """Operators that are linear on each side of their kinks."""

@@ -7,6 +7,8 @@ error of a config can hold one.
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,14 +18,31 @@ from dicom_xai.config.types import AETitle, Bool, Section
 from dicom_xai.errors import ConfigError
 from dicom_xai.tls import check_private
 
+#: The name of an environment variable.
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
 
 class Secret(Section):
     """Where a secret is: in a file of its own, or in the environment."""
 
     file: Path | None = Field(None, description="A file that holds it and nothing else.")
-    variable: str | None = Field(
-        None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="An environment variable."
-    )
+    variable: str | None = Field(None, pattern=_VARIABLE, description="An environment variable.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_value(cls, written: object) -> object:
+        """Ask before any error could show what was found: it may be the secret itself."""
+        if isinstance(written, Secret):
+            return written
+        is_place = isinstance(written, Mapping) and written.keys() <= {"file", "variable"}
+        variable = written.get("variable") if isinstance(written, Mapping) else None
+        is_name = isinstance(variable, str) and re.match(_VARIABLE, variable) is not None
+        if not is_place or not (variable is None or is_name):
+            raise ValueError(
+                "found something else, not shown here, wanted {file: PATH} or {variable: NAME}; "
+                "a secret itself stands in no config"
+            )
+        return written
 
     @model_validator(mode="after")
     def _one_place(self) -> Secret:

@@ -29,7 +29,7 @@ from dicom_xai.service.audited import Tally, note_sent
 from dicom_xai.service.loop import DestinationLoop
 from dicom_xai.service.role import Context, report_rotation
 from dicom_xai.stages import Stage
-from dicom_xai.study import Purpose
+from dicom_xai.study import Purpose, Receipt
 from dicom_xai.telemetry import Event
 
 T = TypeVar("T")
@@ -138,12 +138,18 @@ class Outlet(DestinationLoop):
         elapsed_s = ledger.now() - started
         metrics.stage_seconds.labels(Stage.DELIVER, outgoing.model).observe(elapsed_s)
         answer = dimse.answer_of(receipt.status, is_resend=outgoing.attempts + receipt.sends > 2)
-        if not answer.is_delivered:
-            comment = f"status 0x{receipt.status:04X}"
-            self._give_up(outgoing, comment, receipt.status)
-            return True
+        if answer.is_delivered:
+            self._note_delivered(outgoing, receipt, answer, elapsed_s)
+        else:
+            self._give_up(outgoing, f"status 0x{receipt.status:04X}", receipt.status)
+        return True
+
+    def _note_delivered(
+        self, outgoing: Outgoing, receipt: Receipt, answer: dimse.Answer, elapsed_s: float
+    ) -> None:
+        """The destination holds the object: tell ledger, audit trail, metrics and log."""
         triaged = self._tell(
-            lambda: ledger.deliveries.sent(
+            lambda: self._context.ledger.deliveries.sent(
                 outgoing, receipt.status, wants_commitment=self.destination.commitment
             )
         )
@@ -151,7 +157,7 @@ class Outlet(DestinationLoop):
         self._sent.add(source.study_instance_uid, outgoing.sop_class_uid, source.spool_key)
         if len(self._sent) >= NOTE_AFTER:
             self._note_sent()
-        metrics.deliveries.labels(self._name, answer).inc()
+        self._context.metrics.deliveries.labels(self._name, answer).inc()
         self._context.log.info(
             Event.DELIVERED,
             destination=self._name,
@@ -163,7 +169,6 @@ class Outlet(DestinationLoop):
         )
         if triaged is not None:
             self._report(triaged)
-        return True
 
     def _checked(self, outgoing: Outgoing) -> bytes:
         """The object's bytes, once they are what was made and belong to whom they should.

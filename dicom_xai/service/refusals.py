@@ -65,10 +65,8 @@ class Refusals:
             What stands behind the reason, without patient data; may be empty.
         """
         self._context.metrics.instances_refused.labels(reason).inc()
-        kind, count = (
-            _Kind(reason, sender.source_address, sender.calling_ae_title, sender.listener),
-            1,
-        )
+        kind = _Kind(reason, sender.source_address, sender.calling_ae_title, sender.listener)
+        count = 1
         with self._lock:
             if not self._is_over:
                 kind, count = self._gathered.add(kind)

@@ -169,64 +169,32 @@ def run_role(name: RoleName, path: Path, make: Callable[[Context], Role], log: L
 def _serve(name: RoleName, path: Path, make: Callable[[Context], Role], log: Log) -> int:
     quiet_libraries()
     config, lint = load(path)
-    registry = Registry()
-    context = open_context(config, name, registry, log)
+    context = open_context(config, name, Registry(), log)
     log = context.log
     take_over_logging(log)
     log.info(Event.CONFIG_LOADED, config=config.digest[:12], count=len(lint))
     log.info(Event.ROLE_STARTED, pid=os.getpid(), version=__version__)
-    wake = threading.Event()
-    asked: set[int] = set()
-
-    def on_signal(number: int, _frame: object) -> None:
-        if number != signal.SIGHUP and number in asked:
-            os._exit(1)  # asked twice: whatever hangs, go
-        asked.add(number)
-        wake.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, on_signal)
+    asked = _Asked()
     notifier = Notifier()
     role = make(context)
     health = _Health(context, config.digest)
     is_alone = MULTIPROCESS_VARIABLE not in os.environ  # else the supervisor speaks for all
     parent = None if is_alone else os.getppid()
-    face = None
-    if is_alone:
-        registry.register(LedgerCollector(lambda: ledger_state(context.ledger, context.spool)))
-        registry.register(BuildCollector(__version__, lambda: health.revision))
-        telemetry = config.service.telemetry
-        port = telemetry.port and telemetry.port + list(RoleName).index(name)
-        face = HTTPFace(telemetry.host, port, registry, health)
+    face = _face(name, context, health) if is_alone else None
+    if face is not None:
         face.start()
         context.audit.record(application_started(context.audit.process, person()))
     context.audit.start()
     try:
-        freed = context.ledger.upkeep.release_dead()
-        if freed:
-            log.warning(Event.RECOVERED, count=freed)
-        removed = context.spool.sweep()
-        if removed:
-            log.warning(Event.SWEPT, count=removed)
+        _recover(context)
         role.start()
         health.is_started = True
         notifier.ready()
         log.info(Event.ROLE_READY, pid=os.getpid())
-        while True:
-            wake.wait(TICK_S)
-            wake.clear()
-            is_orphan = parent is not None and os.getppid() != parent
-            if signal.SIGTERM in asked or signal.SIGINT in asked or is_orphan:
-                break
-            if signal.SIGHUP in asked:
-                asked.discard(signal.SIGHUP)
+        while not asked.to_stop(TICK_S) and (parent is None or os.getppid() == parent):
+            if asked.to_reload():
                 health.revision = _reload(role, path, context, health.revision)
-            role.tick()
-            if not context.spool.is_healthy:
-                # what this process wrote may not be there; the next one trusts no page of its own
-                raise TransientError("the spool's disk failed to sync; this role begins anew")
-            if context.audit.forwarder is not None:
-                watch_certificate(context, context.audit.forwarder.credentials)
+            _tick(role, context)
             health.ticked()
             notifier.alive()
     finally:
@@ -234,12 +202,76 @@ def _serve(name: RoleName, path: Path, make: Callable[[Context], Role], log: Log
         role.stop(GRACE_S)
         if face is not None:
             face.stop()
-        if is_alone:
             context.audit.record(application_stopped(context.audit.process))
         context.audit.stop()
         context.ledger.close()
         log.info(Event.ROLE_STOPPED, pid=os.getpid())
     return 0
+
+
+class _Asked:
+    """What signals ask of this process: to stop, or to read its config again."""
+
+    def __init__(self) -> None:
+        self._signals: set[int] = set()
+        self._wake = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._note)
+
+    def to_stop(self, within_s: float) -> bool:
+        """Wait for a signal, so long at most; True when one has said to stop."""
+        self._wake.wait(within_s)
+        self._wake.clear()
+        return signal.SIGTERM in self._signals or signal.SIGINT in self._signals
+
+    def to_reload(self) -> bool:
+        """Whether it was asked for since the last call."""
+        if signal.SIGHUP not in self._signals:
+            return False  # and one that comes now is there at the next call
+        self._signals.discard(signal.SIGHUP)
+        return True
+
+    def _note(self, number: int, _frame: object) -> None:
+        if number != signal.SIGHUP and number in self._signals:
+            os._exit(1)  # asked twice: whatever hangs, go
+        self._signals.add(number)
+        self._wake.set()
+
+
+def _face(name: RoleName, context: Context, health: _Health) -> HTTPFace:
+    """The HTTP face of a role that runs alone."""
+    registry = context.metrics.registry
+    registry.register(LedgerCollector(lambda: ledger_state(context.ledger, context.spool)))
+    registry.register(BuildCollector(__version__, lambda: health.revision))
+    telemetry = context.config.service.telemetry
+    port = telemetry.port and telemetry.port + list(RoleName).index(name)
+    return HTTPFace(telemetry.host, port, registry, health)
+
+
+def _recover(context: Context) -> None:
+    """Free what dead processes held, and remove what they left half written."""
+    freed = context.ledger.upkeep.release_dead()
+    if freed:
+        context.log.warning(Event.RECOVERED, count=freed)
+    removed = context.spool.sweep()
+    if removed:
+        context.log.warning(Event.SWEPT, count=removed)
+
+
+def _tick(role: Role, context: Context) -> None:
+    """The role's own tick, then what every role has to see to.
+
+    Raises
+    ------
+    TransientError
+        The spool's disk failed to sync: the process ends.
+    """
+    role.tick()
+    if not context.spool.is_healthy:
+        # what this process wrote may not be there; the next one trusts no page of its own
+        raise TransientError("the spool's disk failed to sync; this role begins anew")
+    if context.audit.forwarder is not None:
+        watch_certificate(context, context.audit.forwarder.credentials)
 
 
 def check_reload(running: Config, wanted: Config) -> None:

@@ -1,8 +1,8 @@
 """Somebody sets the wall clock by an hour while a study comes, is worked on, waits to be sent.
 
-The clock is a shim of our own (`tests/make/clock.c`). Debian's libfaketime 0.9.10 would set it too,
-but under it clock_nanosleep fails with EINVAL, and with that Python's own `time.sleep`: no process
-of ours would live long enough to be tested.
+The clock is a shim of our own (`tests/make/clock.c`) and not Debian's libfaketime 0.9.10. Told to
+leave the monotonic clocks alone, as a clock that is set does, that lets clock_nanosleep fail with
+EINVAL, so Python's `time.sleep` raises; without, `threading.Event.wait` with a timeout never ends.
 """
 
 from __future__ import annotations

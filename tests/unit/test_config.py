@@ -647,13 +647,34 @@ def test_an_expired_certificate_is_a_warning(folder: Folder) -> None:
         ("{}", "tls.ca is missing"),
         ("{ca: a, certificate: b}", "go together"),
         ("{ca: a, private_key_password: {file: a, variable: B}}", "in one of the two"),
-        ("{ca: a, private_key_password: {variable: 'A B'}}", "should match pattern"),
         ("{ca: a, minimum_version: TLSv1}", "unknown key 'minimum_version'"),
     ],
 )
 def test_a_tls_section_that_says_half_is_refused(folder: Folder, tls: str, words: str) -> None:
     with_tls(folder, tls)
     assert words in problems_of(folder)[0].message
+
+
+@pytest.mark.promise("K7")
+@pytest.mark.parametrize(
+    "written",
+    [
+        "QUAGGA",
+        "{value: QUAGGA}",
+        "{QUAGGA}",
+        "[QUAGGA]",
+        "{variable: QUAGGA-1}",
+        "{variable: [QUAGGA]}",
+    ],
+)
+def test_a_secret_that_stands_in_the_config_itself_is_refused_and_not_shown(
+    folder: Folder, written: str
+) -> None:
+    with_tls(folder, f"{{ca: a, private_key_password: {written}}}")
+    found = problems_of(folder)
+    assert "destinations.pacs.tls.private_key_password" in found[0].message
+    assert "wanted {file: PATH} or {variable: NAME}" in found[0].message
+    assert [str(problem) for problem in found if "QUAGGA" in str(problem)] == []
 
 
 @pytest.mark.parametrize(
