@@ -39,10 +39,10 @@ GRADIENT: Rules = {
 }
 """The plain gradient: vector-Jacobian products, checked against finite differences."""
 
-GUIDED = guided.replaced(GRADIENT, guided.guided_relu)
+GUIDED = guided.replaced(GRADIENT, guided.guided)
 """Guided backpropagation."""
 
-DECONVNET = guided.replaced(GRADIENT, guided.deconvnet_relu)
+DECONVNET = guided.replaced(GRADIENT, guided.deconvnet)
 """Deconvnet."""
 
 ATTNLRP = attention.replaced(GRADIENT)

@@ -127,6 +127,12 @@ def clip(n: Call, g: Tensor) -> Cotangents:
     return inside
 
 
+def is_rectifier(n: Call) -> bool:
+    """Whether a Clip begins at 0, as ReLU6 and a clamp do."""
+    low = n.optional(1)
+    return low is not None and low.value is not None and not low.value.any()
+
+
 def softmax(n: Call, g: Tensor) -> Cotangents:
     """y (g - sum(g y)) along the axis."""
     y, axis = n.output(), n.attribute("axis", -1)

@@ -268,11 +268,85 @@ def test_guided_grad_cam_is_the_product(monkeypatch: pytest.MonkeyPatch) -> None
     assert_close(found["attribution"], wanted)
 
 
+class Bent(nn.Module):
+    """Two convolutions, each with an activation behind it, and a linear head."""
+
+    def __init__(self, activation: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.activation, self.head = activation, nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.activation(self.second(self.activation(self.first(x))))
+        return self.head(x.mean((2, 3)))
+
+
+HOOKS = {
+    "guided-backpropagation": lambda _, given, arriving: (given[0].relu(),),
+    "deconvnet": lambda _, given, arriving: (arriving[0].relu(),),
+}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_relu6_is_guided_as_torch_hooks_guide_it(name: str) -> None:
+    network, x = seeded(Bent(nn.ReLU6())), image(2, 1, 10, 10)
+    with torch.no_grad():
+        network.first.weight *= 30  # some activations lie above 6
+    plain = exported(network, x, "torchscript", 17)
+    assert "Clip" in {node.op_type for node in plain.graph.node}
+    assert (network.first(x) > 6).any()
+    hook = network.activation.register_full_backward_hook(HOOKS[name])
+    wanted = input_gradient(network, x)
+    hook.remove()
+    assert not torch.allclose(wanted, input_gradient(network, x))
+    assert_close(run(compile(plain, name).model, x, target=TARGET)["attribution"], wanted)
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_clamp_at_zero_is_guided_as_a_relu(name: str) -> None:
+    x = image(2, 1, 10, 10)
+    maps = [
+        run(compile(exported(seeded(Bent(way)), x, "torchscript", 17), name).model, x,
+            target=TARGET)["attribution"]
+        for way in (torch.relu, lambda y: y.clamp(min=0))
+    ]  # fmt: skip
+    assert_close(maps[1], maps[0])
+
+
 @pytest.mark.parametrize("name", ["guided-backpropagation", "deconvnet", "guided-grad-cam"])
 def test_a_rule_for_relu_is_refused_on_other_activations(name: str) -> None:
     network, x = seeded(ConvNeXt()), image(2, 1, 32, 32)
-    with pytest.raises(UnsupportedOperatorError, match="Relu only"):
+    with pytest.raises(UnsupportedOperatorError, match="Clip from 0 only"):
         compile(exported(network, x, "torchscript", 20), name)
+
+
+@pytest.mark.parametrize("name", ["guided-backpropagation", "deconvnet", "guided-grad-cam"])
+@pytest.mark.parametrize(
+    ("activation", "op_type"),
+    [
+        (nn.Hardtanh(), "Clip"),
+        (lambda y: torch.maximum(y, torch.zeros(1)), "Max"),
+        (lambda y: torch.minimum(y, torch.ones(1)), "Min"),
+        (lambda y: torch.where(y > 0, y, torch.zeros_like(y)), "Where"),
+    ],
+)
+def test_a_rule_for_relu_is_refused_where_another_operator_may_bend(
+    name: str, activation: Callable[[torch.Tensor], torch.Tensor], op_type: str
+) -> None:
+    plain = exported(seeded(Bent(activation)), image(2, 1, 10, 10), "torchscript", 17)
+    with pytest.raises(UnsupportedOperatorError, match="saliency") as caught:
+        compile(plain, name)
+    assert caught.value.op_type == op_type
+
+
+def test_a_choice_that_is_the_same_for_every_image_is_not_taken_for_an_activation() -> None:
+    keep = torch.arange(100).reshape(10, 10) % 3 > 0
+
+    def masked(y: torch.Tensor) -> torch.Tensor:
+        return torch.where(keep, y.relu(), torch.zeros(1))
+
+    network, x = seeded(Bent(masked)), image(2, 1, 10, 10)
+    compile(exported(network, x, "torchscript", 17), "guided-backpropagation")
 
 
 def integrated(
