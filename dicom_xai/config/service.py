@@ -216,6 +216,11 @@ class DecodeConfig(Section):
     limit_bytes: int = Field(
         2_147_483_648, ge=1, description="Largest object, decoded to 4 bytes a pixel."
     )
+    unit_bytes: int = Field(
+        4_000_000_000,
+        ge=1,
+        description="What all images of one unit may take, decoded; a larger unit is refused.",
+    )
     timeout_s: Seconds = Field(
         30.0, gt=0, le=3600, description="Longest time for one object; then it is given up."
     )

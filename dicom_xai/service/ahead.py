@@ -78,6 +78,22 @@ def _rank(priority: Priority, *, is_claimed: bool) -> int:
 #: The ranks of what no job holds.
 _AHEAD = [_rank(priority, is_claimed=False) for priority in Priority]
 
+
+@dataclass(eq=False)
+class _Hold:
+    """What one job holds, until it is released or refused."""
+
+    job: Job
+    entries: list[_Entry] = field(default_factory=list)
+    count: int = 0  #: of those that are prepared
+    size_bytes: int = 0  #: of these
+    refusal: StudyError | None = None
+
+    def count_in(self, entry: _Entry) -> None:
+        self.count += entry.made is not None
+        self.size_bytes += entry.size_bytes
+
+
 #: Entries by key, the first one first.
 _Queue = OrderedDict[str, _Entry]
 
@@ -94,6 +110,8 @@ class Ahead:
         What prepared instances that no job holds yet may take together.
     limit_bytes : int
         Largest object, decoded.
+    unit_bytes : int
+        Largest unit, decoded.
     timeout_s : float
         A process that takes longer for one object is killed.
     on_death : callable
@@ -110,6 +128,7 @@ class Ahead:
         processes: int,
         memory_bytes: int,
         limit_bytes: int,
+        unit_bytes: int,
         timeout_s: float,
         on_death: Callable[[Instance, str], None],
         most_entries: int = _MOST_ENTRIES,
@@ -118,6 +137,7 @@ class Ahead:
         self._open_stored = open_stored
         self._memory_bytes = memory_bytes
         self._limit_bytes = limit_bytes
+        self._unit_bytes = unit_bytes
         self._timeout_s = timeout_s
         self._on_death = on_death
         self._most_entries = most_entries
@@ -127,7 +147,7 @@ class Ahead:
         self._waiting: list[_Queue] = [OrderedDict() for _ in range(2 * len(Priority))]
         #: What is done and held by no job, by rank; the oldest is the first.
         self._idle: dict[int, _Queue] = {rank: OrderedDict() for rank in _AHEAD}
-        self._held: dict[int, list[_Entry]] = {}  #: by job
+        self._holds: dict[int, _Hold] = {}  #: by job
         self._held_bytes = 0
         self._changed = threading.Condition()
         self._is_closed = False
@@ -178,24 +198,27 @@ class Ahead:
         Raises
         ------
         StudyError
-            One of them cannot be prepared; the message says why.
+            One of them cannot be prepared, or all together are too large; the message says why.
         TransientError
             The worker stops.
         """
         with self._changed:
-            entries = self._held[job.job_id] = []
+            hold = self._holds[job.job_id] = _Hold(job)
             for instance in job.instances:
                 entry = self._entries.setdefault(_key(instance), _Entry(instance, job.priority))
                 entry.users.add(job.job_id)
                 self._want(entry, job.priority)
-                entries.append(entry)
+                hold.entries.append(entry)
+                hold.count_in(entry)
+            self._refuse_too_large(hold)
             self._changed.notify_all()
-        return [self._wait_for(entry, meanwhile) for entry in entries]
+        return [self._wait_for(entry, hold, meanwhile) for entry in hold.entries]
 
     def release(self, job_id: int) -> None:
         """Forget what only this job held."""
         with self._changed:
-            for entry in self._held.pop(job_id, []):
+            hold = self._holds.pop(job_id, None)
+            for entry in hold.entries if hold is not None else ():
                 entry.users.discard(job_id)
                 if not entry.users:
                     self._forget(entry)
@@ -206,11 +229,13 @@ class Ahead:
         """Bytes of all prepared instances."""
         return self._held_bytes
 
-    def _wait_for(self, entry: _Entry, meanwhile: Callable[[], None]) -> Prepared:
+    def _wait_for(self, entry: _Entry, hold: _Hold, meanwhile: Callable[[], None]) -> Prepared:
         while True:
             with self._changed:
-                if not entry.is_done and not self._is_closed:
+                if not (entry.is_done or hold.refusal or self._is_closed):
                     self._changed.wait(_MEANWHILE_S)
+                if hold.refusal is not None:
+                    raise hold.refusal
                 if entry.failure is not None:
                     raise entry.failure
                 if entry.made is not None:
@@ -218,6 +243,16 @@ class Ahead:
                 if self._is_closed:
                     raise TransientError("the worker stops")
             meanwhile()
+
+    def _refuse_too_large(self, hold: _Hold) -> None:
+        """Let a job go whose unit takes too much by now: no more of it is prepared."""
+        if hold.size_bytes > self._unit_bytes:
+            hold.refusal = StudyError(
+                f"{hold.job.unit.key}: {hold.count} of {len(hold.entries)} images take "
+                f"{hold.size_bytes} bytes decoded; a unit may take {self._unit_bytes}, see "
+                "decode.unit_bytes"
+            )
+            self.release(hold.job.job_id)
 
     def _want(self, entry: _Entry, priority: Priority) -> None:
         entry.priority = min(entry.priority, priority, key=list(Priority).index)
@@ -334,6 +369,9 @@ class Ahead:
                     entry.size_bytes = size_bytes
                     self._held_bytes += size_bytes
                     self._queue(entry)
+                    for hold in [self._holds[job_id] for job_id in entry.users]:
+                        hold.count_in(entry)
+                        self._refuse_too_large(hold)
                 self._changed.notify_all()
 
     def _ask(self, child: _Child, instance: Instance) -> tuple[Prepared, int]:

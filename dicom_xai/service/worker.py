@@ -67,6 +67,7 @@ class Worker:
             processes=decode.processes or min(_DECODING_PROCESSES, os.cpu_count() or 1),
             memory_bytes=decode.memory_bytes,
             limit_bytes=decode.limit_bytes,
+            unit_bytes=decode.unit_bytes,
             timeout_s=decode.timeout_s,
             on_death=self._note_decoder_death,
         )

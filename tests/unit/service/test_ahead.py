@@ -108,6 +108,7 @@ def ahead(files: Files, clock: Clock, request: pytest.FixtureRequest) -> Iterato
         processes=asked.get("processes", 1),
         memory_bytes=asked.get("memory_bytes", ROOMY),
         limit_bytes=asked.get("limit_bytes", 2**28),
+        unit_bytes=asked.get("unit_bytes", ROOMY),
         timeout_s=asked.get("timeout_s", TIMEOUT_S),
         on_death=lambda _instance, reason: files.deaths.append(reason),
         most_entries=asked.get("most_entries", 100),
@@ -331,6 +332,30 @@ def test_what_is_given_up_while_it_is_prepared_is_not_held(ahead: Ahead, files: 
 def test_an_object_beyond_the_limit_is_refused_by_arithmetic(ahead: Ahead, files: Files) -> None:
     with pytest.raises(DecodeError, match="the limit is 65536"):
         take(ahead, 1, [files.add("large", changed(a_slice(), Rows=256, Columns=65535))])
+
+
+@pytest.mark.promise("C3")
+@pytest.mark.parametrize("ahead", [{"unit_bytes": 150_000}], indirect=True)
+def test_a_unit_beyond_its_limit_is_refused_while_it_is_prepared(
+    ahead: Ahead, files: Files
+) -> None:
+    # each takes 56 kB, of 128 x 128 cells and their mask: the third slice is one too many
+    slices = [files.add(f"slice-{i}", data) for i, data in enumerate(a_head(9).files)]
+    named = r"^series:1\.2:1\.3: 3 of 9 images take 1\d{5} bytes decoded; .* 150000, .*unit_bytes"
+    with pytest.raises(StudyError, match=named):
+        take(ahead, 1, slices)
+    assert ahead.held_bytes == 0
+    assert files.opened == ["slice-0", "slice-1", "slice-2"]
+    assert take(ahead, 2, slices[:2])
+
+
+@pytest.mark.promise("C3")
+@pytest.mark.parametrize("ahead", [{"unit_bytes": 1}], indirect=True)
+def test_what_was_prepared_ahead_counts_towards_a_units_limit(ahead: Ahead, files: Files) -> None:
+    prepare_ahead(ahead, files, 1)
+    with pytest.raises(StudyError, match="1 of 2 images take"):
+        take(ahead, 1, [an_instance("early-0"), an_instance("gone")])
+    assert "gone" not in files.opened
 
 
 def test_the_processes_end_with_their_asker(ahead: Ahead, files: Files) -> None:
