@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dicom_xai import identity
 from dicom_xai.config import Destination, Layout, Route, SegmentationKind, read_route
 from dicom_xai.decode.frames import to_frames
 from dicom_xai.decode.geometry import attach, stack
@@ -148,6 +149,9 @@ def begin(job: Job, model: ServedModel, deadline: Deadline, tools: Tools) -> Beg
     with tools.stage(Stage.DECODE):
         prepared = tools.prepared()
         tools.give_way()
+        # of all, not of those that the model sees: who sent one patient's images among another's
+        # may have mixed up any of them
+        identity.check_agreement(made.described.block for made in prepared)
         planes = [plane for made in prepared for plane in made.planes]
         volume = attach(stack(planes, model.card.stack_rule), _frames(job, prepared, model))
         inputs = model_inputs(volume, model.card.inputs[0])

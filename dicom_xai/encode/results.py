@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dicom_xai import identity
 from dicom_xai.config import Compression, ModelCard, SegmentationKind
 from dicom_xai.encode import seg
 from dicom_xai.encode.captures import Captures
@@ -54,14 +53,13 @@ def encode_results(
     Raises
     ------
     IdentityError
-        The instances of the unit disagree about patient or study, or a result would not carry
-        its source's identity: the job fails, nothing is sent.
+        A result would not carry its source's identity: the job fails, nothing is sent. That the
+        instances of the unit agree about patient and study is for the caller to see to.
     EncodeError
         The job cannot be written down at all (its `created_at` is malformed).
     """
     run = Run(job, card, explanation.method)
     unit = EncodedUnit(run, card, volume, explanation, described)
-    identity.check_agreement(unit.blocks())
     wanted = _region_plan(plan)
     regions = {kind: Gathered(kind) for kind, _ in wanted}
     if not card.segments:

@@ -35,11 +35,6 @@ class EncodedUnit:
         """The identity block of a frame's instance."""
         return self._instance(i).block
 
-    def blocks(self) -> Iterable[identity.Block]:
-        """Of each instance, once."""
-        uids = dict.fromkeys(frame.instance.sop_instance_uid for frame in self.volume.frames)
-        return [self.described[uid].block for uid in uids]
-
     def size(self, i: int) -> tuple[int, int]:
         """Rows and columns of a frame."""
         return self.source(i).rows, self.source(i).columns

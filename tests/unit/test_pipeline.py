@@ -1,14 +1,29 @@
-"""What a route makes, and for whom."""
+"""What a route makes, and for whom; and that a unit of two patients makes nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
 import pytest
 
-from dicom_xai.config import Compression, Destination, Layout, Route, SegmentationKind
+from dicom_xai.config import (
+    Compression,
+    Destination,
+    Layout,
+    ModelCard,
+    Route,
+    SegmentationKind,
+    parse,
+)
 from dicom_xai.encode.objects import Planned
 from dicom_xai.errors import StudyError
+from dicom_xai.infer.session import Device
 from dicom_xai.pipeline import plan_objects
+from dicom_xai.service.files import Explained, explain_files
 from dicom_xai.study import ObjectKind
+from tests.make.studies import a_head, changed
 
 
 def route(*send: dict) -> Route:
@@ -60,3 +75,38 @@ def test_a_destination_that_left_the_config_gets_nothing_and_the_others_do():
 def test_without_any_destination_the_study_fails_with_the_routes_name():
     with pytest.raises(StudyError, match="'test'"):
         plan_objects(route({"object": "sc", "to": ["gone"]}), {})
+
+
+@pytest.fixture(scope="module")
+def head_card() -> ModelCard:
+    """The bundled one."""
+    folder = Path(str(resources.files("dicom_xai"))) / "bundled/models"
+    card, _ = parse(folder / "phantom-ct-head.yaml", ModelCard)
+    return card.model_copy(update={"file": folder / card.file})
+
+
+def explained(files: Sequence[bytes], card: ModelCard, folder: Path) -> Explained:
+    """What the pipeline makes of these files, which are one unit."""
+    paths = [folder / f"{number}.dcm" for number in range(len(files))]
+    for path, file in zip(paths, files, strict=True):
+        path.write_bytes(file)
+    [unit] = explain_files(paths, card, Device("cpu"), "grad-cam")
+    return unit
+
+
+@pytest.mark.promise("C2")
+def test_another_patient_in_a_stack_that_is_left_out_stops_the_unit_before_the_model_runs(
+    head_card: ModelCard, tmp_path: Path
+) -> None:
+    files = a_head(6).files
+    sagittal = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
+    same = [*files[:4], *(changed(file, **sagittal) for file in files[4:])]
+    unit = explained(same, head_card, tmp_path)
+    assert unit.outcome is not None
+    assert "2 images of 2 other stack(s) left out" in unit.outcome.problems[0]
+
+    mixed = [*files[:4], *(changed(file, **sagittal, PatientID="OTHER") for file in files[4:])]
+    unit = explained(mixed, head_card, tmp_path)
+    assert unit.outcome is None
+    assert unit.reason == "6 instances of one unit differ in PatientID"
+    assert "infer" not in unit.stage_s

@@ -549,15 +549,6 @@ def test_every_object_carries_its_sources_identity():
         assert not any(tag.is_private for tag in ds)
 
 
-def test_a_unit_of_two_patients_makes_nothing():
-    other = header("CR", 32, 32, 2)
-    other.PatientID = "ID-4712"
-    given = case([as_file(header("CR", 32, 32, 1)), as_file(other)])
-    with pytest.raises(IdentityError, match="PatientID") as caught:
-        encode(given)
-    assert "471" not in str(caught.value)
-
-
 def test_a_source_without_a_study_makes_nothing():
     given = cr()
     stored = given.read_source(given.job.instances[0])
