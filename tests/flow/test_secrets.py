@@ -78,10 +78,13 @@ def process_list(running: Running, seen: dict[str, str]) -> None:
     """Add the command lines and environments of all processes that run now."""
     for each in running.family():
         try:
-            seen[f"command line of {each.pid}"] = " ".join(each.cmdline())
+            words = " ".join(each.cmdline())
             held = each.environ()
         except psutil.NoSuchProcess:
             continue
+        if not words:  # it has ended since, and waits to be asked how
+            continue
+        seen[f"command line of {each.pid}"] = words
         assert held.pop("DOOR_PASSWORD") == AT_THE_DOOR  # it was given so, and is nowhere else
         seen[f"environment of {each.pid}"] = str(held)
 

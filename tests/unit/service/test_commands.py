@@ -81,14 +81,14 @@ def test_help_loads_no_torch():
         assert command in done.stdout
 
 
-def test_a_missing_config_is_one_clear_sentence(tmp_path, capsys, monkeypatch):
+def test_a_missing_config_is_one_clear_event(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["dicom-xai", "run", "--config", str(tmp_path / "no.yaml")])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
-    assert (
-        capsys.readouterr().err.strip().endswith("error: cannot be read: No such file or directory")
-    )
+    said = json.loads(capsys.readouterr().err)
+    assert said["event"] == "config-refused"
+    assert said["reason"].endswith("error: cannot be read: No such file or directory")
 
 
 def test_check_proves_files_routes_and_models(config):
