@@ -2,12 +2,13 @@
 
 The gradient is judged by finite differences of the plain model: for a random mask m of an image x,
 the derivative of the top class's score along ``m * x`` is the sum of ``m`` times
-input-times-gradient.
+input-times-gradient. The masks have both signs and no mean, or only the map's sum would be judged,
+which a shifted map has too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +24,13 @@ from dicom_xai.infer.session import CPU_PROVIDER, Device, Session
 #: On other devices than the CPU the compiled graph may fuse differently.
 RELATIVE_TOLERANCE = 1e-4
 #: Directions in which the gradient is compared.
-DIRECTIONS = 8
-#: Step of the finite differences, as a part of the image.
-_STEP = 1e-2
-#: Of the largest derivative. float32 scores and the kinks of ReLU within the step leave so much.
-GRADIENT_TOLERANCE = 0.05
+DIRECTIONS = 16
+#: Steps of the finite differences, as parts of the image. Kinks of ReLU lie within a long one; in a
+#: short one a large image's derivative is below the rounding of its score. A wrong map fails all.
+_STEPS = (1e-3, 1e-2, 1e-4)
+#: Of the derivatives' root mean square. Right maps of untrained networks, which have most kinks,
+#: leave up to 0.1 at their best step; a fifth too much is 0.2, a shift by one pixel 0.4 and more.
+GRADIENT_TOLERANCE = 0.15
 _IMAGES = 3
 
 
@@ -92,8 +95,7 @@ def gradient_error(plain: Model, threads: int = 0) -> float:
     Returns
     -------
     float
-        The largest difference over `DIRECTIONS` random directions, as a part of the largest
-        derivative.
+        See `map_error`.
 
     Raises
     ------
@@ -118,29 +120,52 @@ def gradient_error(plain: Model, threads: int = 0) -> float:
     image = noise(plain.card, 1, plain.device)
     seed = _seed_of_top(forward.run({plain.input_name: image}, [score])[score])
     feeds = {plain.input_name: image, "seed": seed}
-    product = session.run(feeds, ["attribution"])["attribution"][0].double()
-    # an image of several channels has one map: their products are summed in it
-    masks = torch.rand(
-        (DIRECTIONS, 1, *image.shape[2:]), generator=torch.Generator().manual_seed(20262)
-    ).to(image)
+    product = session.run(feeds, ["attribution"])["attribution"][0]
 
-    def scored(mask: torch.Tensor, step: float) -> float:
-        moved = {plain.input_name: image + step * mask * image}
-        return float((forward.run(moved, [score])[score].double() * seed).sum())
+    def scored(moved: torch.Tensor) -> float:
+        return float((forward.run({plain.input_name: moved}, [score])[score].double() * seed).sum())
 
-    measured = torch.tensor(
-        [(scored(mask, _STEP) - scored(mask, -_STEP)) / (2 * _STEP) for mask in masks],
-        dtype=torch.float64,
-    )
-    expected = (masks.double() * product).flatten(1).sum(dim=1).cpu()
-    largest = float(measured.abs().max().clamp(min=1e-12))
-    error = float((measured - expected).abs().max()) / largest
+    error = map_error(product, image, scored)
     if not error <= GRADIENT_TOLERANCE:
         raise ModelCardError(
             f"model {plain.card.name}: the compiled gradient differs from finite differences by "
-            f"{error:.1%} of the largest derivative, {GRADIENT_TOLERANCE:.0%} is allowed"
+            f"{error:.1%} of the derivatives, {GRADIENT_TOLERANCE:.0%} is allowed"
         )
     return error
+
+
+def map_error(
+    product: torch.Tensor, image: torch.Tensor, scored: Callable[[torch.Tensor], float]
+) -> float:
+    """How far a map of input times gradient is from differences of the score.
+
+    Parameters
+    ----------
+    product : Tensor, (1, *size)
+        Summed over the image's channels.
+    image : Tensor, (1, channels, *size)
+    scored : callable
+        The score of such an image.
+
+    Returns
+    -------
+    float
+        Root mean square of the differences over `DIRECTIONS` random directions, as a part of that
+        of the derivatives; at the step where it is least.
+    """
+    masks = torch.randn(
+        (DIRECTIONS, 1, *image.shape[2:]), generator=torch.Generator().manual_seed(20262)
+    ).to(image)
+    expected = (masks.double() * product.double()).flatten(1).sum(dim=1).cpu()
+    least = float("inf")
+    for step in _STEPS:
+        ends = [[scored(image + sign * step * mask * image) for sign in (1, -1)] for mask in masks]
+        measured = torch.tensor([up - down for up, down in ends], dtype=torch.float64) / (2 * step)
+        size = float(measured.norm().clamp(min=1e-12))
+        least = min(least, float((measured - expected).norm()) / size)
+        if least <= GRADIENT_TOLERANCE / 2:
+            break
+    return least
 
 
 def _seed_of_top(score: torch.Tensor) -> torch.Tensor:

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import helper, numpy_helper
 
+from dicom_xai import autodiff
 from dicom_xai.autodiff.methods import METHODS
+from dicom_xai.config import ModelCard, parse
 from dicom_xai.errors import ModelCardError
-from dicom_xai.explain.selftest import GRADIENT_TOLERANCE, applicability, gradient_error
+from dicom_xai.explain.selftest import (
+    GRADIENT_TOLERANCE,
+    applicability,
+    gradient_error,
+    map_error,
+    noise,
+)
 from dicom_xai.infer.model import Model
-from dicom_xai.infer.session import Device
+from dicom_xai.infer.session import Device, Session
 
 CPU = Device("cpu")
+BUNDLED = Path(__file__).parents[3] / "config" / "models"
+WRONG: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "rolled": lambda made: made.roll(1, -1),
+    "flipped": lambda made: made.flip(-1),
+    "constant": lambda made: made.mean().expand_as(made),
+}
 
 
 def test_the_compiled_gradient_agrees_with_finite_differences(cxr_card):
@@ -30,6 +47,26 @@ def test_a_gradient_of_another_function_is_refused(cxr_card):
             item.CopyFrom(numpy_helper.from_array(values * np.float32(1.2), item.name))
     with pytest.raises(ModelCardError, match="differs from finite differences by"):
         gradient_error(model, 1)
+
+
+@pytest.mark.parametrize("name", ["phantom-cxr", "phantom-ct-head", "phantom-ct-3d"])
+def test_a_map_with_the_right_sum_at_wrong_places_fails_by_far(name):
+    card, _ = parse(BUNDLED / f"{name}.yaml", ModelCard)
+    model = Model(card.model_copy(update={"file": BUNDLED / card.file}), CPU, 1)
+    explained = Session(
+        autodiff.compile(model.proto, "input-x-gradient").model.SerializeToString(), CPU, 1
+    )
+    image = noise(model.card, 1, CPU)
+    feeds = {model.input_name: image, "target": torch.zeros(1, dtype=torch.int64)}
+    right = explained.run(feeds, ["attribution"])["attribution"][0]
+
+    def scored(moved: torch.Tensor) -> float:
+        run = model.session.run({model.input_name: moved}, [model.output_name])
+        return float(run[model.output_name][0, 0])
+
+    assert map_error(right, image, scored) < GRADIENT_TOLERANCE / 2
+    for spoil in WRONG.values():
+        assert map_error(spoil(right), image, scored) > 2 * GRADIENT_TOLERANCE
 
 
 def test_each_method_applies_or_says_why_not(cxr_card):
