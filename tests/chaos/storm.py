@@ -12,9 +12,9 @@ import shutil
 import signal
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -188,14 +188,15 @@ class Storm:
         """Play one round and check what it left; AssertionError tells what is wrong."""
         rng = random.Random(f"{self.seed}/{plan.number}/play")
         studies = [self._study(each, rng) for each in plan.studies]
-        senders = [threading.Thread(target=self._send, args=(each,)) for each in studies]
-        for thread in senders:
-            thread.start()
-        time.sleep(plan.at_s)  # not waiting for anything: the moment is the plan's
-        heal = self._break(plan)
-        for thread in senders:
-            thread.join()
+        with ThreadPoolExecutor(len(studies), "sender") as pool:
+            senders = [pool.submit(self._send, each) for each in studies]
+            time.sleep(plan.at_s)  # not waiting for anything: the moment is the plan's
+            heal = self._break(plan)
         heal()
+        met = [error for sender in senders if (error := sender.exception())]
+        if met:
+            told = "; ".join(f"{type(error).__name__}: {error}" for error in met)
+            raise AssertionError(f"seed {self.seed}, round {plan.number}: {told}") from met[0]
         deadline = time.monotonic() + 60
         while any(each.files.keys() != each.acknowledged.keys() for each in studies):
             assert time.monotonic() < deadline, "a sender is refused for ever"
@@ -360,7 +361,7 @@ def run(
             plan = plan_round(seed, number)
             try:
                 storm.play(plan)
-            except AssertionError as error:
+            except Exception as error:
                 error.add_note(f"seed {seed}, round {number}: {plan}")
                 raise
             if number % 20 == 19:
