@@ -7,6 +7,7 @@ of the service takes part but the comparison of identities, which has judges of 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -17,9 +18,15 @@ from pydicom import dcmread
 from dicom_xai import identity
 from dicom_xai.deliver.storage_scu import parse
 from dicom_xai.errors import IdentityError
+from dicom_xai.pipeline import PREDICTION_ONLY
+from dicom_xai.study import ObjectKind
 from tests.make.books import left_lying, rows, wait_until
+from tests.make.marks import mark_shown
 from tests.make.scripted_peer import ScriptedPeer
 from tests.make.studies import header_of
+
+#: What one answer of a route is: each kind of object, and a destination that must get it.
+Sends = Counter[tuple[str, str]]
 
 #: A kill may keep a role waiting for its supervisor's longest pause, and then it loads models.
 SETTLED_S = 90.0
@@ -38,6 +45,8 @@ class Counts:
     repeated: int = 0
     corrected: int = 0
     broken_off: int = 0
+    pictures: int = 0  #: of which the pixels were read, and were their source's
+    mixed: int = 0  #: units of two patients, stopped with that reason
     orphans: int = 0  #: files of deaths between file and row; retention sweeps them
     faults: dict[str, int] = field(default_factory=dict)
     lost: int = 0
@@ -77,6 +86,7 @@ def check_round(
     folder: Path,
     peers: Mapping[str, ScriptedPeer],
     studies: Sequence[Mapping[str, bytes]],
+    sends: Mapping[str, Sends],
     counts: Counts,
 ) -> None:
     """Hold ledger, spool and destinations against what one round's senders were told.
@@ -89,6 +99,8 @@ def check_round(
         All destinations by name.
     studies : sequence of mappings
         For each study, every file answered with Success, by SOP Instance UID.
+    sends : mapping of str to Sends
+        What each route makes of a unit, by its name.
     counts : Counts
         Added to.
     """
@@ -99,8 +111,7 @@ def check_round(
     for files in studies:
         counts.studies += 1
         counts.acknowledged += len(files)
-        found = _problems_of(folder, peers, files, counts)
-        problems += found
+        problems += _problems_of(folder, peers, files, sends, counts)
     assert problems == [], "\n".join(problems)
 
 
@@ -108,9 +119,11 @@ def _problems_of(
     folder: Path,
     peers: Mapping[str, ScriptedPeer],
     files: Mapping[str, bytes],
+    sends: Mapping[str, Sends],
     counts: Counts,
 ) -> list[str]:
     study = _study_uid(files)
+    patients = {uid: str(header_of(file).PatientID) for uid, file in files.items()}
     problems = []
     stored = {
         str(row["sop_instance_uid"]): row
@@ -130,39 +143,100 @@ def _problems_of(
         " ON candidate.id = job.candidate_id WHERE candidate.study_instance_uid = ?",
         study,
     )
-    failed = [job for job in jobs if job["state"] != "done"]
-    counts.lost += len(failed)
-    problems += [f"job {job['id']} is {job['state']}: {job['note']}" for job in failed]
-    if len({(job["unit_key"], job["route"], job["generation"]) for job in jobs}) != len(jobs):
+    if len({tuple(job[key] for key in _ONE_OF_EACH) for job in jobs}) != len(jobs):
         counts.duplicated += 1
         problems.append(f"study {study} has two jobs of one generation")
     made = rows(folder, "SELECT * FROM result WHERE study_instance_uid = ?", study)
     counts.results += len(made)
     by_id = {row["id"]: str(row["sop_instance_uid"]) for row in stored.values()}
-    for row in made:
-        problems += _problems_with(folder, peers, files, row, by_id, counts)
+    for job in jobs:
+        results = [row for row in made if row["job_id"] == job["id"]]
+        members = [
+            by_id.get(row["instance_id"], "")
+            for row in rows(
+                folder,
+                "SELECT instance_id FROM candidate_instance WHERE candidate_id = ?",
+                job["candidate_id"],
+            )
+        ]
+        whose = {patients.get(uid, "") for uid in members}
+        if len(whose) > 1:
+            problems += _problems_mixed(job, results, counts)
+        else:
+            problems += _problems_done(folder, job, sends[str(job["route"])], counts)
+        for row in results:
+            source = by_id.get(row["source_instance_id"], "")
+            file = files.get(source) if source in members else None
+            problems += _problems_with(folder, peers, file, row, counts)
     return problems
+
+
+_ONE_OF_EACH = ("unit_key", "route", "generation", "purpose")
+
+
+def _problems_mixed(
+    job: Mapping[str, object], results: Sequence[Mapping[str, object]], counts: Counts
+) -> list[str]:
+    """Two patients in one unit: it is stopped, says so, and nothing but that is sent."""
+    kinds = {str(row["kind"]) for row in results} - {"note"}
+    if job["state"] == "failed" and "differ in PatientID" in str(job["note"]) and not kinds:
+        counts.mixed += 1
+        return []
+    counts.misattached += 1
+    return [f"job {job['id']} of two patients is {job['state']} with {kinds}: {job['note']}"]
+
+
+def _problems_done(
+    folder: Path, job: Mapping[str, object], wanted: Sends, counts: Counts
+) -> list[str]:
+    """One patient's unit: done, and each object that its route sends is there once."""
+    if job["state"] != "done":
+        counts.lost += 1
+        return [f"job {job['id']} is {job['state']}: {job['note']}"]
+    if job["explainer"] == PREDICTION_ONLY:  # the map, and what is segmented of it, follows
+        wanted = Counter({key: n for key, n in wanted.items() if key[0] != ObjectKind.SEG})
+    found = Counter(
+        (str(row["kind"]), str(row["destination"]))
+        for row in rows(
+            folder,
+            "SELECT result.kind, delivery.destination FROM result"
+            " LEFT JOIN delivery ON delivery.result_id = result.id WHERE result.job_id = ?",
+            job["id"],
+        )
+    )
+    missing, more = wanted - found, found - wanted
+    counts.lost += missing.total()
+    counts.duplicated += more.total()
+    return [f"job {job['id']} of {job['route']} lacks {key}" for key in missing] + [
+        f"job {job['id']} of {job['route']} has {key} beyond what it sends" for key in more
+    ]
 
 
 def _problems_with(
     folder: Path,
     peers: Mapping[str, ScriptedPeer],
-    files: Mapping[str, bytes],
+    source: bytes | None,
     row: Mapping[str, object],
-    by_id: Mapping[object, str],
     counts: Counts,
 ) -> list[str]:
-    """One result: whole, its source's patient's, and the same at every destination."""
+    """One result: whole, its source's patient's, and the same at every destination.
+
+    `source` is the file that it says it is of, where that is one of its unit.
+    """
     uid = str(row["sop_instance_uid"])
     file = _spooled(folder, row)
     problems = []
     if hashlib.sha256(file).hexdigest() != row["sha256"]:
         counts.lost += 1
         problems.append(f"result {uid} is not what was made")
-    source = files.get(by_id.get(row["source_instance_id"], ""))
     if source is None or not _is_same_patient(source, file):
         counts.misattached += 1
         problems.append(f"misattached: {uid}")
+    elif row["kind"] == ObjectKind.SC:
+        counts.pictures += 1
+        if mark_shown(dcmread(BytesIO(file))) != mark_shown(dcmread(BytesIO(source))):
+            counts.misattached += 1
+            problems.append(f"misattached: the picture of {uid} is not of its source")
     for delivery in rows(folder, "SELECT * FROM delivery WHERE result_id = ?", row["id"]):
         counts.deliveries += 1
         counts.resends += max(0, int(str(delivery["attempts"])) - 1)
@@ -177,7 +251,12 @@ def _problems_with(
 
 
 def check_site(folder: Path, peers: Mapping[str, ScriptedPeer], counts: Counts) -> None:
-    """Over all rounds: no destination holds more or other things, and nothing lies about."""
+    """Over all rounds: no destination holds more or other things, and nothing lies about.
+
+    What a role had half written when it was killed goes when it starts again.
+    """
+    spool = folder / "spool"
+    wait_until(lambda: not list(spool.rglob("*.tmp")), "no temporary file is left", SETTLED_S)
     problems = []
     for name, peer in peers.items():
         sent = {
@@ -198,25 +277,22 @@ def check_site(folder: Path, peers: Mapping[str, ScriptedPeer], counts: Counts) 
         for table in ("instance", "result")
         for row in rows(folder, f"SELECT spool_key FROM {table}")
     }
-    for path in (folder / "spool").rglob("*"):
-        if path.is_file() and path.name.endswith(".tmp"):
-            counts.stuck += 1
-            problems.append(f"a temporary file is left: {path.name}")
-        elif path.is_file() and path.name not in known:
-            counts.orphans += 1
+    counts.orphans += sum(path.is_file() and path.name not in known for path in spool.rglob("*"))
     lying = left_lying(folder)
     counts.stuck += len(lying)
     assert problems + lying == [], "\n".join(problems + lying)
 
 
 def _answered(folder: Path, study: str) -> int:
-    """How many of a study's instances its newest ended answer is about."""
+    """How many of a study's instances the newest ended answers of its units are about."""
     found = rows(
         folder,
-        "SELECT count(*) AS n FROM candidate_instance WHERE candidate_id = (SELECT candidate.id"
-        " FROM candidate JOIN job ON job.candidate_id = candidate.id"
-        " WHERE candidate.study_instance_uid = ? AND job.state IN ('done', 'failed')"
-        " ORDER BY candidate.generation DESC LIMIT 1)",
+        "WITH ended AS (SELECT candidate.* FROM candidate JOIN job ON job.candidate_id ="
+        " candidate.id WHERE candidate.study_instance_uid = ? AND job.state IN ('done', 'failed'))"
+        " SELECT count(DISTINCT instance_id) AS n FROM candidate_instance JOIN ended"
+        " ON ended.id = candidate_id WHERE generation = (SELECT max(newest.generation)"
+        " FROM ended AS newest WHERE newest.unit_key = ended.unit_key"
+        " AND newest.route = ended.route)",
         study,
     )
     return int(str(found[0]["n"]))

@@ -20,16 +20,18 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
+import yaml
 from pydicom.uid import UID
 
 from dicom_xai import uids
 from dicom_xai.deliver.storage_scu import StorageSCU, Timeouts, parse
 from dicom_xai.demo.site import Site
 from dicom_xai.errors import DestinationUnavailableError
-from tests.chaos.account import Counts, check_round, check_site, wait_until_settled
+from tests.chaos.account import Counts, Sends, check_round, check_site, wait_until_settled
 from tests.make.associations import association_request, next_pdu, store_request
 from tests.make.command import Running
 from tests.make.disk import clock_of, full_of, watching
+from tests.make.marks import marked
 from tests.make.scripted_peer import STALLS, Lie, ScriptedPeer
 from tests.make.studies import a_head, a_radiograph, changed
 
@@ -53,6 +55,11 @@ routes:
     send: [{object: sc, to: [archive]}]
     budget_s: 30
 """
+#: What each route makes of a unit of one patient: these models find something in every image.
+SENDS = {
+    route["name"]: Sends((rule["object"], name) for rule in route["send"] for name in rule["to"])
+    for route in yaml.safe_load(ROUTES)["routes"]
+}
 KILL_EVERY = 7  #: a role that dies again within 30 s is kept waiting by its supervisor
 QUICK_LIES = tuple(lie for lie in Lie if lie not in STALLS and lie is not Lie.GARBAGE_RESPONSE)
 SENDER = Timeouts(connect_s=2, associate_s=2, answer_s=10, stall_s=5)
@@ -97,6 +104,7 @@ class StudyPlan:
     splits: bool  #: over two associations
     repeats: bool  #: sends all of it again
     corrects: bool  #: sends other content under a UID that is acknowledged
+    mixes: bool  #: its last image is another patient's, in the same study and series
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +133,7 @@ def plan_round(seed: int, number: int) -> RoundPlan:
             splits=rng.random() < 0.3,
             repeats=rng.random() < 0.3,
             corrects=rng.random() < 0.15,
+            mixes=rng.random() < 0.15,
         )
         for _ in range(rng.randint(1, 3))
     ]
@@ -203,9 +212,8 @@ class Storm:
             for each in studies:
                 self._store(each, each.files)
         wait_until_settled(self.site.folder, [each.acknowledged for each in studies])
-        check_round(
-            self.site.folder, self.peers, [each.acknowledged for each in studies], self.counts
-        )
+        acknowledged = [each.acknowledged for each in studies]
+        check_round(self.site.folder, self.peers, acknowledged, SENDS, self.counts)
         self.counts.rounds += 1
         self.counts.faults[plan.fault] = self.counts.faults.get(plan.fault, 0) + 1
 
@@ -215,20 +223,25 @@ class Storm:
         return self.counts
 
     def _study(self, plan: StudyPlan, rng: random.Random) -> SentStudy:
-        """The template as another patient's study."""
+        """The template as another patient's study, each image marked as itself."""
         words = [str(rng.random()) for _ in range(3)]
         study, series = uids.derive("storm", words[0]), uids.derive("storm", words[1])
+        templates = self._templates[plan.slices]
+        if plan.mixes and len(templates) == 1:
+            templates = templates * 2
         files = {}
-        for number, template in enumerate(self._templates[plan.slices]):
+        for number, template in enumerate(templates, start=1):
             uid = uids.derive("storm", words[2], str(number))
-            files[uid] = changed(
+            is_others = plan.mixes and number == len(templates)
+            file = changed(
                 template,
                 StudyInstanceUID=study,
                 SeriesInstanceUID=series,
                 SOPInstanceUID=uid,
-                PatientID=f"storm-{words[0]}",
+                PatientID=f"storm-{words[2 if is_others else 0]}",
                 PatientName=f"Storm^{words[1]}",
             )
+            files[uid] = marked(file)
         return SentStudy(plan, files)
 
     def _send(self, study: SentStudy) -> None:

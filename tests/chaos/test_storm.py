@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.account import Counts
 from tests.chaos.storm import KILL_EVERY, Fault, plan_round, run
 from tests.make.disk import build_shim
 from tests.make.models import write_models
@@ -31,9 +32,11 @@ def test_a_seed_always_plans_the_same_rounds_with_every_kind_of_fault() -> None:
 @pytest.mark.promise("P5")
 @pytest.mark.promise("N8")
 @pytest.mark.promise("C2")
-def test_nothing_is_lost_doubled_misattached_or_stuck(tmp_path: Path) -> None:
+def test_nothing_is_lost_doubled_misattached_or_stuck(tmp_path: Path, total: Counts) -> None:
     models = write_models(tmp_path / "models")
     counts = run(tmp_path / "storm", models, build_shim(tmp_path), SEED, ROUNDS, print)
-    print(counts)
+    total.add(counts)
     assert counts.rounds == ROUNDS
     assert (counts.lost, counts.duplicated, counts.misattached, counts.stuck) == (0, 0, 0, 0)
+    assert counts.pictures > counts.rounds
+    assert counts.mixed > 0
