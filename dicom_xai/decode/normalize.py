@@ -38,7 +38,8 @@ def model_inputs(volume: Volume, spec: ModelInput) -> Inputs:
     Returns
     -------
     Inputs
-        Images in ``spec.scaling``, on the frames' device.
+        Images in ``spec.scaling``, on the frames' device. With neighbours they are views of one
+        stack: each slice is in memory once.
 
     Raises
     ------
@@ -54,10 +55,11 @@ def model_inputs(volume: Volume, spec: ModelInput) -> Inputs:
         raise ModelInputError(
             f"input {spec.name!r}: slices of several sizes have no neighbours; one stack is wanted"
         )
-    frames = volume.frames
+    frames, around = volume.frames, spec.neighbours
     rows, columns = spec.size
     low, high = spec.scaling
-    images = torch.empty((len(frames), rows, columns), device=frames[0].values.device)
+    padded = torch.empty((len(frames) + 2 * around, rows, columns), device=frames[0].values.device)
+    images = padded[around : around + len(frames)]
     placements = tuple(_placement(frame, (rows, columns), spec.resize) for frame in frames)
     for start, stop in _runs(frames):
         _fit(
@@ -66,8 +68,9 @@ def model_inputs(volume: Volume, spec: ModelInput) -> Inputs:
             images[start:stop],
         )
     images.mul_(high - low).add_(low)
+    padded[:around], padded[around + len(frames) :] = images[:1], images[-1:]
     return Inputs(
-        images=_with_neighbours(images, spec.neighbours),
+        images=padded.unfold(0, 2 * around + 1, 1).movedim(-1, 1),
         placements=placements,
         inside=torch.stack([_inside(placement, images.device) for placement in placements]),
         cell_ml=_cell_ml(placements[0], volume.geometry),
@@ -137,13 +140,3 @@ def _cell_ml(placement: Placement, geometry: Geometry) -> float | None:
         return None
     sides = [mm / s for mm, s in zip(geometry.pixel_spacing_mm, placement.scale, strict=True)]
     return sides[0] * sides[1] * geometry.slice_spacing_mm / 1000
-
-
-def _with_neighbours(images: torch.Tensor, neighbours: int) -> torch.Tensor:
-    """``(slices, rows, columns)`` to ``(slices, channels, rows, columns)``."""
-    if not neighbours:
-        return images[:, None]
-    count = images.shape[0]
-    around = torch.arange(-neighbours, neighbours + 1, device=images.device)
-    index = torch.arange(count, device=images.device)[:, None] + around
-    return images[index.clamp_(0, count - 1)]

@@ -175,7 +175,7 @@ class Session:
         Parameters
         ----------
         feeds : mapping
-            Input name to a contiguous tensor on the session's device.
+            Input name to a tensor on the session's device; a view is made contiguous for the run.
         wanted : sequence of str
             Names of outputs; all by default.
 

@@ -163,6 +163,12 @@ def test_neighbours_are_channels_and_ends_are_repeated() -> None:
     ]
 
 
+def test_neighbours_are_views_of_a_stack_that_is_there_once() -> None:
+    spec = an_input(kind=InputKind.SLICES, neighbours=2, size=(8, 8))
+    images = inputs_of(spec, *(a_frame(RAMP + n) for n in range(30))).images
+    assert images.untyped_storage().nbytes() == (30 + 2 * 2) * 8 * 8 * 4
+
+
 def test_slices_of_several_sizes_have_no_neighbours() -> None:
     spec = an_input(kind=InputKind.SLICES, neighbours=1)
     with pytest.raises(ModelInputError, match="several sizes have no neighbours"):
