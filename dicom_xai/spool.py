@@ -45,7 +45,8 @@ class Spool:
     directory : Path
         Made when absent, with mode 0700; on a local disk.
     min_free_bytes : int
-        `put` refuses when less than this would be left.
+        A draft, for what comes in, is refused when less than this would be left; what is `put`, and
+        ends work in hand, may use half of it.
     """
 
     def __init__(self, directory: Path, min_free_bytes: int = 0) -> None:
@@ -77,7 +78,7 @@ class Spool:
         return state.f_bavail * state.f_frsize
 
     def check_room(self, size_bytes: int) -> None:
-        """Refuse before anything is written.
+        """Refuse what comes in before anything is written.
 
         Raises
         ------
@@ -85,6 +86,9 @@ class Spool:
             Less than `min_free_bytes` would be left, the disk does not answer, or an fsync has
             failed before.
         """
+        self._check_room(size_bytes, self._min_free_bytes)
+
+    def _check_room(self, size_bytes: int, floor_bytes: int) -> None:
         if self._is_broken:
             raise OutOfResourcesError(
                 "the spool's disk failed to sync; the role must begin anew, and does by itself",
@@ -97,23 +101,30 @@ class Spool:
                 f"the spool's disk does not answer: {os.strerror(error.errno or 0)}",
                 reason="spool-error",
             ) from error
-        if free - size_bytes < self._min_free_bytes:
+        if free - size_bytes < floor_bytes:
+            share = (
+                "" if floor_bytes == self._min_free_bytes else f", results stop at {floor_bytes}"
+            )
             raise OutOfResourcesError(
                 f"{free} bytes free, {size_bytes} to store, spool.min_free_bytes is "
-                f"{self._min_free_bytes}",
+                f"{self._min_free_bytes}{share}",
                 reason="no-space",
             )
 
     def put(self, buffers: Sequence[bytes | memoryview]) -> str:
         """Store the buffers as one file and give its key, once it is durable.
 
+        For results: half of `min_free_bytes` is theirs. A spool that takes nothing more must still
+        end what it took, or nothing is ever delivered and nothing deleted.
+
         Raises
         ------
         OutOfResourcesError
             No room, or the disk failed; nothing is stored.
         """
-        self.check_room(sum(len(buffer) for buffer in buffers))
-        with self.draft() as draft:
+        floor_bytes = self._min_free_bytes // 2
+        self._check_room(sum(len(buffer) for buffer in buffers), floor_bytes)
+        with self._draft(floor_bytes) as draft:
             for buffer in buffers:
                 draft.write(buffer)
             return draft.keep()
@@ -128,10 +139,17 @@ class Spool:
             No room, or the disk failed.
         """
         self.check_room(0)
+        with self._draft(self._min_free_bytes) as draft:
+            yield draft
+
+    @contextmanager
+    def _draft(self, floor_bytes: int) -> Iterator[Draft]:
         key = secrets.token_hex(16)
         final = self._path(key)
         with self._refusing():
-            draft = Draft(self, key, final.with_name(f".{key}.{self._owner}.tmp"), final)
+            draft = Draft(
+                self, key, final.with_name(f".{key}.{self._owner}.tmp"), final, floor_bytes
+            )
         try:
             yield draft
         finally:
@@ -204,8 +222,9 @@ class Draft:
         Written so far.
     """
 
-    def __init__(self, spool: Spool, key: str, temp: Path, final: Path) -> None:
+    def __init__(self, spool: Spool, key: str, temp: Path, final: Path, floor_bytes: int) -> None:
         self._spool, self._key, self._temp, self._final = spool, key, temp, final
+        self._floor_bytes = floor_bytes
         self._is_kept = False
         self._checked_bytes = 0
         self._settled_bytes = 0
@@ -222,7 +241,7 @@ class Draft:
         """
         if self.size_bytes - self._checked_bytes >= _CHECK_EVERY_BYTES:
             self._checked_bytes = self.size_bytes
-            self._spool.check_room(0)
+            self._spool._check_room(0, self._floor_bytes)
         with self._spool._refusing():
             view = memoryview(data)
             self.size_bytes += len(view)

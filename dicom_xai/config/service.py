@@ -113,7 +113,11 @@ class SpoolConfig(Section):
     """Where bytes are kept."""
 
     directory: Path = Field(description="A folder on a local disk.")
-    min_free_bytes: int = Field(2_000_000_000, ge=0, description="Below it C-STORE gets 0xA700.")
+    min_free_bytes: int = Field(
+        2_000_000_000,
+        ge=0,
+        description="Below it C-STORE gets 0xA700; results of work in hand may use half of it.",
+    )
     max_bytes: int | None = Field(
         None,
         ge=1,

@@ -100,6 +100,19 @@ def test_an_object_that_would_leave_too_little_is_refused_before_it_is_written(
     assert spool.is_healthy
 
 
+@pytest.mark.promise("D5")
+def test_what_ends_work_in_hand_is_stored_while_what_comes_in_is_refused(tmp_path: Path) -> None:
+    Spool(tmp_path)
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    spool = Spool(tmp_path, min_free_bytes=free + free // 2)
+    with pytest.raises(OutOfResourcesError), spool.draft():
+        pass
+    assert spool.read(spool.put([b"result" * 10_000])) == b"result" * 10_000
+    spool.keep_free(3 * free)
+    with pytest.raises(OutOfResourcesError, match=rf"results stop at {3 * free // 2}$"):
+        spool.put([b"result"])
+
+
 def test_the_size_of_the_object_counts(tmp_path: Path) -> None:
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     spool = Spool(tmp_path, min_free_bytes=free // 2)
