@@ -149,11 +149,12 @@ class Job:
     deadline_at: float  #: seconds of the ledger's clock
     created_at: str
     explainer: str
-    attempts: int
+    attempts: int  #: with this one; not those given back for what passes by itself
     instances: tuple[Instance, ...]
     predecessors: tuple[Reference, ...] = ()
     earlier_files: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Spool keys of what an earlier try of this job made, by SOP Instance UID."""
+    note: str = ""  #: how the last try ended, where it gave no result
 
 
 @dataclass(frozen=True, slots=True)

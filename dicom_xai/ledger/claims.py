@@ -76,8 +76,12 @@ class Queue:
         lease_s: float,
         *wanted: ColumnElement[bool],
         order: tuple[ColumnElement[Any], ...],
+        **also: ColumnElement[Any],
     ) -> Row[tuple[object, ...]] | None:
-        """Take the first open row for this process; give it as it is now, or None."""
+        """Take the first open row for this process; give it as it is now, or None.
+
+        `also` is set with it, from the row as it was before.
+        """
         first = (
             select(self.table.c.id)
             .where(self.is_open, *wanted)
@@ -95,6 +99,7 @@ class Queue:
                 attempts=self.table.c.attempts + 1,
                 owner=database.owner,
                 lease_until=database.now() + lease_s,
+                **also,
             )
             .returning(*self.table.c)
         ).first()

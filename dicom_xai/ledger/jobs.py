@@ -25,6 +25,8 @@ from dicom_xai.study import Instance, Job, Priority, Result
 
 #: So long a ready unit waits for the process that has prepared its images.
 HOLDER_FIRST_S = 0.1
+#: The note of a job whose claim was not ended by its holder.
+NO_WORD = "its worker ended without a word"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +107,9 @@ class Jobs:
         """Take the most urgent job: STAT first, then what was not tried yet, then by deadline.
 
         So a job that ends its worker each time holds up none but itself.
-        A job whose lease ran out counts as queued; `attempts` tells how often that happened. One
-        whose images another process has prepared is left to that one for `HOLDER_FIRST_S`.
+        A job whose lease ran out counts as queued; `attempts` tells how often that happened, and
+        how often it was given back for what would not pass by itself; `note` is the last reason.
+        One whose images another process has prepared is left to that one for `HOLDER_FIRST_S`.
 
         Parameters
         ----------
@@ -133,8 +136,10 @@ class Jobs:
                     job.c.priority == like.priority,
                     job.c.unit_key.startswith(f"{like.unit.per}:", autoescape=True),
                 ]
-            order = (job.c.rank, job.c.attempts > 0, job.c.deadline_at)
-            row = JOBS.claim(connection, self._db, lease_s, *wanted, order=order)
+            was_tried = or_(job.c.attempts > 0, job.c.note != "")
+            order = (job.c.rank, was_tried, job.c.deadline_at)
+            note = func.iif(job.c.state == JobState.RUNNING, NO_WORD, job.c.note)
+            row = JOBS.claim(connection, self._db, lease_s, *wanted, order=order, note=note)
             return None if row is None else job_of(connection, row)
 
         return self._db.write(run)
@@ -231,10 +236,24 @@ class Jobs:
 
         return self._db.write(run)
 
-    def retry_later(self, claimed: Job, delay_s: float, reason: str) -> bool:
-        """Give a job back after a transient error; the attempt counts."""
+    def retry_later(
+        self, claimed: Job, delay_s: float, reason: str, *, is_counted: bool = True
+    ) -> bool:
+        """Give a job back, to be tried again; False when somebody else has it now.
+
+        Parameters
+        ----------
+        claimed : Job
+        delay_s : float
+            Nobody can claim it for so long.
+        reason : str
+            Kept as its note.
+        is_counted : bool
+            False takes the attempt back: nothing about the job was at fault.
+        """
         return self._change(
             claimed,
+            attempts=job.c.attempts if is_counted else job.c.attempts - 1,
             state=JobState.QUEUED,
             not_before=self._db.now() + delay_s,
             lease_until=None,

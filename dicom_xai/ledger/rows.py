@@ -58,6 +58,7 @@ def job_of(connection: Connection, row: Row[tuple[object, ...]]) -> Job:
             for item in latest
         ),
         earlier_files=files_of(connection, row.id),
+        note=row.note,
     )
 
 

@@ -23,7 +23,7 @@ from dicom_xai.errors import (
 )
 from dicom_xai.explain.served import ServedModel
 from dicom_xai.service.ahead import Ahead
-from dicom_xai.service.answers import Answers
+from dicom_xai.service.answers import Answers, reason_of
 from dicom_xai.service.livemodels import LiveModels
 from dicom_xai.service.role import Context
 from dicom_xai.service.watch import LEASE_S, Watch, Watcher
@@ -31,7 +31,7 @@ from dicom_xai.stages import Deadline, Stage
 from dicom_xai.study import Instance, Job, Per, Prediction, Priority
 from dicom_xai.telemetry import Event, describe
 
-#: A job that was claimed so often without an end is failed: it may be what kills the worker.
+#: A job with so many attempts that nobody took back is failed: it may be what kills the worker.
 MAX_ATTEMPTS = 4
 #: Safety net under the bell.
 POLL_S = 0.5
@@ -98,6 +98,7 @@ class Worker:
     def use(self, config: Config) -> None:
         """Load what is new; keep old models while jobs still name them."""
         self._models.use(config)
+        self._context.spool.keep_free(config.service.spool.min_free_bytes)
 
     def stop(self, grace_s: float) -> None:
         """Finish the job in hand within the grace time; else its lease runs out."""
@@ -163,6 +164,7 @@ class Worker:
             self._failure = error
 
     def _work_or_wait(self) -> None:
+        self._answers.settle()
         job = self._context.ledger.jobs.claim(LEASE_S)
         if job is None:
             self._bell.wait(self._pause_s())
@@ -229,7 +231,7 @@ class Worker:
             except (StudyError, ConfigError) as error:
                 self._answers.failed(job, self._notes(watch, error), error)
         except TransientError as error:
-            self._answers.later(job, str(error))
+            self._answers.later(job, error)
         except Exception as error:  # one odd study must not end the role
             self._context.log.exception(
                 Event.JOB_FAILED, error, job=job.job_id, route=job.route, model=job.model
@@ -241,10 +243,10 @@ class Worker:
 
     def _answer_unforeseen(self, job: Job, error: Exception) -> None:
         """Try again; where the attempts are used up it was the failing itself that failed."""
-        words = f"internal error: {type(error).__name__}"
         if job.attempts <= MAX_ATTEMPTS:
-            self._answers.later(job, words)
+            self._answers.later(job, error)
             return
+        words = reason_of(error)
         self._skip_note(job, words)
         reason = f"{MAX_ATTEMPTS} attempts ended without a result, and without a note: {words}"
         self._answers.failed(job, (), StudyError(reason))
@@ -261,7 +263,9 @@ class Worker:
             attempts=job.attempts,
         )
         if job.attempts > MAX_ATTEMPTS:
-            raise StudyError(f"{MAX_ATTEMPTS} attempts ended without a result")
+            raise StudyError(
+                f"{MAX_ATTEMPTS} attempts ended without a result, the last: {job.note}"
+            )
         model = self._models.of(job)
         deadline = Deadline(job.deadline_at, context.ledger.now)
         return pipeline.begin(job, model, deadline, self._tools(watch, model))

@@ -194,7 +194,35 @@ def test_a_transient_error_gives_the_job_back_and_the_attempt_counts(ledger: Led
     job = a_job(ledger)
     assert ledger.jobs.retry_later(job, 0, "device busy")
     again = claimed(ledger)
-    assert (again.job_id, again.attempts) == (job.job_id, 2)
+    assert (again.job_id, again.attempts, again.note) == (job.job_id, 2, "device busy")
+
+
+def test_what_a_job_is_not_to_blame_for_takes_back_the_attempt_of_its_holder_alone(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    queue(ledger, 1)
+    for _ in range(10):
+        job = claimed(ledger)
+        assert job.attempts == 1
+        assert ledger.jobs.retry_later(job, 0, "no room", is_counted=False)
+        assert not ledger.jobs.retry_later(job, 0, "no room", is_counted=False)
+    assert job.token == 10
+    overtaken, _ = claimed(ledger, OVER), claimed(ledger)
+    assert not ledger.jobs.retry_later(overtaken, 0, "no room", is_counted=False)
+    assert rows(tmp_path, "SELECT attempts FROM job") == [(2,)]
+
+
+def test_what_was_given_back_waits_for_what_was_not_tried(ledger: Ledger) -> None:
+    queue(ledger, 1, budget_s=1)
+    ledger.jobs.retry_later(claimed(ledger), 0, "no room", is_counted=False)
+    queue(ledger, 2, budget_s=1000)
+    assert claimed(ledger).instances == (an_instance(2),)
+
+
+def test_a_claim_without_an_end_leaves_that_as_its_reason(ledger: Ledger) -> None:
+    ledger.jobs.retry_later(a_job(ledger), 0, "no room", is_counted=False)
+    assert claimed(ledger, OVER).note == "no room"
+    assert claimed(ledger).note == "its worker ended without a word"
 
 
 def test_what_was_chosen_first_is_kept_by_every_retry(ledger: Ledger) -> None:
