@@ -65,6 +65,7 @@ class UnsupportedOperatorError(ConfigError):
 
     def __init__(self, op_type: str, domain: str, opset: int, node: str, remedy: str) -> None:
         self.op_type, self.domain, self.opset, self.node = op_type, domain, opset, node
+        self.remedy = remedy
         name = f"{domain}.{op_type}" if domain else op_type
         super().__init__(
             f"operator {name} (opset {opset}) at node {node!r} cannot be differentiated: {remedy}"

@@ -13,6 +13,7 @@ from inspect import signature
 
 import onnx
 
+from ..errors import UnsupportedOperatorError
 from .call import Call, Rule, Rules
 from .emit import Graph, Tensor, UnknownShapeError, attributes_of, is_float
 from .expand import renamed
@@ -179,13 +180,17 @@ def expanded(
     mark, body = spelled_out(graph, node)
     if not body:
         raise call.refuse(
-            "there is no rule for it and its schema has no function body; export the model "
-            "without it, or add a rule in dicom_xai/autodiff/rules"
+            "there is no rule for it and its schema has no function body; use eigen-cam, which "
+            "needs none, export the model without it, or add a rule in dicom_xai/autodiff/rules"
         )
     pairs = zip(node.output, arriving, strict=True)
     cotangents = {mark + name: g for name, g in pairs if g is not None}
     sources = {graph.readable(name): name for name in node.input if name in reached}
-    found = pull_back(graph, body, cotangents, sources, rules)
+    try:
+        found = pull_back(graph, body, cotangents, sources, rules)
+    except UnsupportedOperatorError as error:
+        # The model has no node of the copy's; its own is named.
+        raise call.refuse(error.remedy) from error
     return [(sources[name], g) for name, g in found.items()]
 
 

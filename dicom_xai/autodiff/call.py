@@ -74,9 +74,8 @@ class Call:
         """The error to raise where no right answer can be written."""
         node = self.node
         version = self.graph.facts.opsets.get(node.domain, 0)
-        return UnsupportedOperatorError(
-            node.op_type, node.domain, version, node_label(node), remedy
-        )
+        label = self.graph.labels.get(node.name, node_label(node))
+        return UnsupportedOperatorError(node.op_type, node.domain, version, label, remedy)
 
 
 Rule = Callable[..., Cotangents]

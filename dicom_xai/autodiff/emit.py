@@ -298,6 +298,8 @@ class Graph:
         Tensors that are another one times a number, by name.
     notes : list of str
         What rules have to say to a reader of the map.
+    labels : dict of str to str
+        What nodes that were copied are called in the model, by the copy's name.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -313,6 +315,7 @@ class Graph:
         self.stretches: dict[str, Stretch] = {}
         self.factors: dict[str, tuple[Tensor, float]] = {}
         self.notes: list[str] = []
+        self.labels: dict[str, str] = {}
         self._constants: dict[Any, Tensor] = {}
 
     def tensor(self, name: str) -> Tensor:

@@ -11,6 +11,7 @@ from ..errors import ConfigError
 from .backward import pull_back, reads
 from .emit import Graph, Tensor
 from .expand import renamed
+from .prepare import node_label
 from .rules import GRADIENT
 
 
@@ -58,6 +59,7 @@ def rerun(graph: Graph, image: Tensor, other: Tensor, score: Tensor) -> list[onn
         copy = renamed(node, kept, mark_of(graph, other), index)
         first = mark_of(graph, other) + image.name
         copy.input[:] = [other.name if name == first else name for name in copy.input]
+        graph.labels[copy.name] = node_label(node)
         nodes.append(copy)
     graph.copy(nodes)
     return nodes

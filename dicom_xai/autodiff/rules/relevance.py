@@ -16,6 +16,7 @@ import onnx
 
 from ..call import Call, Cotangents, Rule, Rules
 from ..emit import Graph, Tensor, attributes_of
+from . import recurrent
 
 STABILISER = 1e-6
 """Keeps denominators from 0; Epsilon's own epsilon is a parameter."""
@@ -214,6 +215,11 @@ def passed(n: Call, r: Tensor) -> Cotangents:
     return r
 
 
+def undefined(n: Call, r: Tensor) -> Cotangents:
+    """A normalisation, a gate, or whatever else relevance is not shared out by."""
+    raise n.refuse("relevance has no rule for it; use attn-lrp, or input-x-gradient")
+
+
 def with_norms_folded(graph: Graph, nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
     """The nodes for the walk, batch norms taken into the linear layer whose output they alone read.
 
@@ -260,7 +266,7 @@ def taken_in(graph: Graph, linear: onnx.NodeProto, norm: onnx.NodeProto) -> onnx
         bias = graph.tensor(linear.input[2]) * factor + bias
     whole = onnx.NodeProto()
     whole.CopyFrom(linear)
-    whole.name, whole.output[:] = norm.name, norm.output[:1]
+    whole.output[:] = norm.output[:1]
     whole.input[:] = [linear.input[0], (weights * factor.reshape(*shape)).name, bias.name]
     return whole
 
@@ -275,6 +281,8 @@ def table(gradient: Rules, convolution: Rule, dense: Rule) -> Rules:
         For convolutions, and for Gemm and MatMul.
     """
     return {
+        **dict.fromkeys(gradient, undefined),
+        **recurrent.RULES,
         **{name: gradient[name] for name in REARRANGED},
         **{name: shared_rule(gradient, name) for name in (*HOMOGENEOUS, *SCALED)},
         **dict.fromkeys(PASSED, passed),

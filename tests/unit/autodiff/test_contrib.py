@@ -58,6 +58,19 @@ def test_a_leaky_fused_convolution_is_explained(tmp_path: Path) -> None:
     assert_close(found["attribution"], picture.grad.abs())
 
 
+@pytest.mark.parametrize("method", ["guided-backpropagation", "lrp"])
+def test_what_a_fused_operator_is_made_of_is_refused_under_its_own_name(
+    method: str, tmp_path: Path
+) -> None:
+    network, x = seeded(ViT()), image(2, 1, 32, 32)
+    plain = optimised(exported(network, x, "torchscript", 20), tmp_path / "optimised.onnx")
+    with pytest.raises(UnsupportedOperatorError, match="use ") as caught:
+        compile(plain, method)
+    assert (caught.value.node, caught.value.op_type) in {
+        (node.name, node.op_type) for node in plain.graph.node
+    }
+
+
 def by_transformer_tool(network: nn.Module, x: torch.Tensor, path: Path) -> onnx.ModelProto:
     """The model as ONNX Runtime's own tool for transformers saves it."""
     onnx.save(exported(network, x, "torchscript", 17), path)
