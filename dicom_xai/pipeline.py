@@ -88,6 +88,8 @@ class Outcome:
         Planned kinds that were not made, and why.
     problems : tuple of str
         What was odd about the images.
+    reformatted : tuple of str
+        Of those, what the images say of their patient in different forms: keywords.
     degraded : str
         What was left out to hold the budget; empty when nothing was.
     owes_map : bool
@@ -98,6 +100,7 @@ class Outcome:
     explanation: Explanation
     skipped: tuple[tuple[ObjectKind, str], ...]
     problems: tuple[str, ...]
+    reformatted: tuple[str, ...]
     degraded: str
     owes_map: bool
 
@@ -112,6 +115,7 @@ class Begun:
     tools: Tools
     volume: Volume
     described: Mapping[str, Described]
+    reformatted: tuple[str, ...]
     inputs: Inputs
     choice: Choice
 
@@ -151,7 +155,7 @@ def begin(job: Job, model: ServedModel, deadline: Deadline, tools: Tools) -> Beg
         tools.give_way()
         # of all, not of those that the model sees: who sent one patient's images among another's
         # may have mixed up any of them
-        identity.check_agreement(made.described.block for made in prepared)
+        reformatted = identity.check_agreement(made.described.block for made in prepared)
         planes = [plane for made in prepared for plane in made.planes]
         volume = attach(stack(planes, model.card.stack_rule), _frames(job, prepared, model))
         inputs = model_inputs(volume, model.card.inputs[0])
@@ -160,7 +164,7 @@ def begin(job: Job, model: ServedModel, deadline: Deadline, tools: Tools) -> Beg
             for instance, made in zip(job.instances, prepared, strict=True)
         }
     choice = _choose(job, route, model, deadline, tools, inputs.images.shape[0])
-    return Begun(job, route, model, tools, volume, described, inputs, choice)
+    return Begun(job, route, model, tools, volume, described, reformatted, inputs, choice)
 
 
 def infer(units: Sequence[Begun]) -> list[Prediction]:
@@ -211,7 +215,8 @@ def finish(begun: Begun, prediction: Prediction) -> Outcome:
         objects=made.objects,
         explanation=explanation,
         skipped=made.skipped,
-        problems=begun.volume.geometry.problems,
+        problems=(*begun.volume.geometry.problems, *_patient_problems(begun.reformatted)),
+        reformatted=begun.reformatted,
         degraded=choice.degraded,
         owes_map=not choice.explainer,
     )
@@ -261,6 +266,11 @@ def plan_objects(route: Route, destinations: Mapping[str, Destination]) -> list[
         replace(planned, destinations=tuple(dict.fromkeys(names)))
         for planned, names in wanted.items()
     ]
+
+
+def _patient_problems(reformatted: Sequence[str]) -> list[str]:
+    listed = ", ".join(reformatted)
+    return [f"images differ in the formatting of {listed}"] if listed else []
 
 
 def _frames(job: Job, prepared: Sequence[Prepared], model: ServedModel) -> Iterator[Frame]:

@@ -41,6 +41,7 @@ class Event(StrEnum):
     JOB_STARTED = "job-started"
     JOB_DONE = "job-done"
     JOB_DEGRADED = "job-degraded"
+    PATIENT_REFORMATTED = "patient-reformatted"  #: images of a unit write its patient differently
     JOB_FAILED = "job-failed"
     JOB_RETRIED = "job-retried"
     LEASE_LOST = "lease-lost"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dicom_xai import identity
 from dicom_xai.config import (
     Compression,
     Destination,
@@ -23,7 +24,8 @@ from dicom_xai.infer.session import Device
 from dicom_xai.pipeline import plan_objects
 from dicom_xai.service.files import Explained, explain_files
 from dicom_xai.study import ObjectKind
-from tests.make.studies import a_head, changed
+from tests.make.results import patched
+from tests.make.studies import a_head, changed, header_of
 
 
 def route(*send: dict) -> Route:
@@ -110,3 +112,60 @@ def test_another_patient_in_a_stack_that_is_left_out_stops_the_unit_before_the_m
     assert unit.outcome is None
     assert unit.reason == "6 instances of one unit differ in PatientID"
     assert "infer" not in unit.stage_s
+
+
+@pytest.mark.promise("C2")
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"PatientID": "OTHER"},
+        {"IssuerOfPatientID": "Ward 8"},
+        {"IssuerOfPatientID": None},
+        {"PatientName": "Somebody^Else"},
+    ],
+    ids=["another number", "another issuer", "no issuer", "another name"],
+)
+def test_a_unit_of_two_patients_makes_nothing(
+    other: dict[str, object], head_card: ModelCard, tmp_path: Path
+) -> None:
+    files = [changed(file, IssuerOfPatientID="Ward 9") for file in a_head(4).files]
+    unit = explained([*files[:3], changed(files[3], **other)], head_card, tmp_path)
+    assert unit.outcome is None
+    assert unit.reason == f"4 instances of one unit differ in {next(iter(other))}"
+
+
+@pytest.mark.promise("C2")
+def test_where_only_formatting_differs_each_result_carries_its_own_source(
+    head_card: ModelCard, tmp_path: Path
+) -> None:
+    files = [
+        patched(file, PatientName=name, PatientBirthDate=date, PatientSex=sex)
+        for file, name, date, sex in zip(
+            a_head(4).files,
+            (b"Doe^Jane", b"DOE^JANE", b"Doe^Jane^^", b"doe^jane"),
+            (b"19330707", b"1933.07.07", b"19330707", b"1933-07-07"),
+            (b"F ", b"f ", b"F ", b"f "),
+            strict=True,
+        )
+    ]
+    unit = explained(files, head_card, tmp_path)
+    assert unit.outcome is not None
+    assert unit.outcome.reformatted == ("PatientName", "PatientBirthDate", "PatientSex")
+    assert unit.outcome.problems == (
+        "images differ in the formatting of PatientName, PatientBirthDate, PatientSex",
+    )
+    pictures = [made for made in unit.outcome.objects if made.kind is ObjectKind.SC]
+    sources = {str(header_of(file).SOPInstanceUID): file for file in files}
+    assert len({made.source.sop_instance_uid for made in pictures}) == 3
+    for made in unit.outcome.objects:
+        source = sources[made.source.sop_instance_uid]
+        identity.compare(identity.read_block(source), identity.read_block(made.file))
+
+
+@pytest.mark.promise("C2")
+def test_patients_without_a_number_are_allowed(head_card: ModelCard, tmp_path: Path) -> None:
+    files = [changed(file, PatientID="", PatientName="") for file in a_head(4).files]
+    unit = explained(files, head_card, tmp_path)
+    assert unit.reason == ""
+    assert unit.outcome is not None
+    assert unit.outcome.reformatted == ()
