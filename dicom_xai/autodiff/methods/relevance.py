@@ -32,7 +32,7 @@ class LayerwiseRelevance:
         ``epsilon`` everywhere; ``epsilon-plus`` (z+ for convolutions, epsilon for dense layers);
         ``alpha-beta`` (2, 1 for convolutions); ``epsilon-plus-flat`` (first layer flat);
         ``epsilon-gamma-box`` (gamma for convolutions, z^B first); ``deep-taylor`` (z+ everywhere,
-        first layer z^B within the bounds, w^2 without bounds).
+        first layer z^B within the bounds, w^2 without bounds; for Relu and its kin only).
     epsilon, gamma : float
         Parameters of the rules of those names.
     low, high : float, optional
@@ -86,7 +86,7 @@ class LayerwiseRelevance:
                 gamma = rules.gamma_rule(GRADIENT, self.gamma)
                 table, terms = rules.table(GRADIENT, gamma, epsilon), rules.box(*self.bounds())
             case "deep-taylor":
-                table = rules.table(GRADIENT, plus, plus)
+                table = rules.table(GRADIENT, plus, plus, rules.only_kinked)
                 terms = rules.SQUARED if self.low is None else rules.box(*self.bounds())
         return rules.with_first(table, rules.linear_rule(GRADIENT, terms), nodes, image.name)
 

@@ -17,6 +17,7 @@ import onnx
 from ..call import Call, Cotangents, Rule, Rules
 from ..emit import Graph, Tensor, attributes_of
 from . import recurrent
+from .activation import is_rectifier
 
 STABILISER = 1e-6
 """Keeps denominators from 0; Epsilon's own epsilon is a parameter."""
@@ -45,6 +46,9 @@ PASSED = (
     "Gelu", "Swish", "Mish", "HardSwish", "Clip",
 )  # fmt: skip
 """Activations: relevance goes through unchanged."""
+
+KINKED = ("Relu", "LeakyRelu", "PRelu", "ThresholdedRelu", "Clip")
+"""Those that deep Taylor decomposition is derived for; of Clip, the one that begins at 0."""
 
 Part = Callable[[Tensor], Tensor]
 
@@ -215,6 +219,16 @@ def passed(n: Call, r: Tensor) -> Cotangents:
     return r
 
 
+def only_kinked(n: Call, r: Tensor) -> Cotangents:
+    """Unchanged where deep Taylor decomposition is defined; Montavon et al. 2017, section 3."""
+    if n.node.op_type not in KINKED or (n.node.op_type == "Clip" and not is_rectifier(n)):
+        raise n.refuse(
+            "deep Taylor decomposition is defined for Relu and its kin only; use lrp-epsilon, or "
+            "attn-lrp where the model also normalises its activations"
+        )
+    return r
+
+
 def undefined(n: Call, r: Tensor) -> Cotangents:
     """A normalisation, a gate, or whatever else relevance is not shared out by."""
     raise n.refuse("relevance has no rule for it; use attn-lrp, or input-x-gradient")
@@ -271,7 +285,7 @@ def taken_in(graph: Graph, linear: onnx.NodeProto, norm: onnx.NodeProto) -> onnx
     return whole
 
 
-def table(gradient: Rules, convolution: Rule, dense: Rule) -> Rules:
+def table(gradient: Rules, convolution: Rule, dense: Rule, bent: Rule = passed) -> Rules:
     """A table of relevance rules.
 
     Parameters
@@ -279,13 +293,15 @@ def table(gradient: Rules, convolution: Rule, dense: Rule) -> Rules:
     gradient : mapping of str to Rule
     convolution, dense : Rule
         For convolutions, and for Gemm and MatMul.
+    bent : Rule
+        For activations.
     """
     return {
         **dict.fromkeys(gradient, undefined),
         **recurrent.RULES,
         **{name: gradient[name] for name in REARRANGED},
         **{name: shared_rule(gradient, name) for name in (*HOMOGENEOUS, *SCALED)},
-        **dict.fromkeys(PASSED, passed),
+        **dict.fromkeys(PASSED, bent),
         **dict.fromkeys(CONVOLUTIONS, convolution),
         "Gemm": dense,
         "MatMul": dense,

@@ -15,7 +15,7 @@ from torch.nn import functional
 from dicom_xai.autodiff import LayerwiseRelevance, compile
 from dicom_xai.errors import ConfigError, UnsupportedOperatorError
 from tests.make.networks import CONV, MAXPOOL, ResNet, ViT, exported, image, seeded
-from tests.unit.autodiff.test_methods import assert_close, run
+from tests.unit.autodiff.test_methods import Bent, assert_close, run
 
 TARGET = [2, 0]
 
@@ -236,6 +236,24 @@ def test_a_box_needs_its_bounds() -> None:
     _, _, model = case(2, True)
     with pytest.raises(ConfigError, match="low and high"):
         compile(model, LayerwiseRelevance("epsilon-gamma-box"))
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.GELU(), nn.Tanh(), nn.ELU(), nn.Hardswish(), nn.Hardtanh()]
+)
+def test_deep_taylor_is_refused_on_what_is_no_kin_of_relu(activation: nn.Module) -> None:
+    model = exported(seeded(Bent(activation)), image(2, 1, 10, 10), "torchscript", 20)
+    for method in ("deep-taylor", LayerwiseRelevance("deep-taylor", low=-4.0, high=4.0)):
+        with pytest.raises(UnsupportedOperatorError, match="lrp-epsilon, or attn-lrp"):
+            compile(model, method)
+    compile(model, "lrp-epsilon")
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU6(), nn.LeakyReLU(), nn.PReLU()])
+def test_deep_taylor_passes_the_kin_of_relu(activation: nn.Module) -> None:
+    x = image(2, 1, 10, 10)
+    model = exported(seeded(Bent(activation)), x, "torchscript", 20)
+    assert relevance(model, x, LayerwiseRelevance("deep-taylor")).any()
 
 
 def test_a_transformer_is_sent_to_attn_lrp() -> None:
