@@ -32,6 +32,9 @@ HOMOGENEOUS = AFFINE | POOLS | frozenset(
 )  # fmt: skip
 """Operators that are linear on each side of their kinks."""
 
+SUMS = frozenset({"Add", "Sub", "Sum", "Concat"})
+"""Those that stay so in several operands; a product of two is none."""
+
 
 def explained_scores(graph: Graph, output: str | None) -> Scores:
     """The explained output, before a final sigmoid or softmax.
@@ -398,4 +401,10 @@ def is_homogeneous(graph: Graph, scores: Scores, image: Tensor) -> bool:
 
     Then relevance under the epsilon rule is the image times the gradient.
     """
-    return all(node.op_type in HOMOGENEOUS for node in path(graph, image.name, scores.tensor.name))
+    nodes = path(graph, image.name, scores.tensor.name)
+    reached = dependents(graph, nodes, {image.name})
+    return all(
+        node.op_type in HOMOGENEOUS
+        and (node.op_type in SUMS or sum(name in reached for name in node.input) == 1)
+        for node in nodes
+    )

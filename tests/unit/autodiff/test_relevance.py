@@ -148,6 +148,24 @@ def test_relevance_is_input_times_gradient_on_a_relu_network_and_said_to_be(name
     assert_close(found, wanted, 1e-2)
 
 
+class Bilinear(nn.Module):
+    """Attention without softmax: products of activations, every operator else linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.conv(x).relu().flatten(2)
+        return self.head((a @ a.transpose(1, 2) @ a).mean(2))
+
+
+@pytest.mark.parametrize("name", ["input-x-gradient", "attn-lrp"])
+def test_a_product_of_activations_is_not_taken_for_a_linear_layer(name: str) -> None:
+    model = exported(seeded(Bilinear()), image(2, 1, 6, 6), "torchscript", 17)
+    assert compile(model, name).report.equals == ()
+
+
 def normalised(*, is_folded: bool, is_shifted: bool) -> onnx.ModelProto:
     """Linear layers of each kind with a batch norm behind each, or with the norms folded by hand.
 
