@@ -53,6 +53,40 @@ def write_costly_model(folder: Path) -> Path:
     return folder
 
 
+class DenseNet(torch.nn.Module):
+    """DenseNet-121 of one channel, untrained: what a hospital's own model costs."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MONAI's own
+            from monai.networks.nets import DenseNet121
+        self.net = DenseNet121(spatial_dims=2, in_channels=1, out_channels=classes)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits, ``(batch, classes)``."""
+        out: torch.Tensor = self.net(image)
+        return out
+
+
+def write_densenets(folder: Path, radiograph: int = 1024, slice_: int = 512) -> Path:
+    """The bundled classifiers' namesakes as DenseNet-121, for images of so many rows and columns.
+
+    They find something everywhere, so that a picture and a region are made of every image.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for key, side in (("cxr", radiograph), ("ct-head", slice_)):
+        task = TASKS[key]
+        sized = replace(task, spec=task.spec.model_copy(update={"size": (side, side)}))
+        torch.manual_seed(7)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's exporter uses its own deprecated parts
+            model = DenseNet(len(task.classes)).eval()
+            digest = export(model, sized, folder / f"{task.name}.onnx")
+        _write_card(folder, task.name, sized, digest, _ALWAYS)
+    return folder
+
+
 class Brighter(torch.nn.Module):
     """Segments what is brighter than the middle of its window: a truth that needs no training.
 
