@@ -111,6 +111,7 @@ class Views:
                 job.c.state,
                 job.c.note,
                 job.c.findings,
+                job.c.explainer,
                 job.c.stages,
                 (job.c.triaged_at - job.c.done_at).label("deliver_s"),
                 (job.c.triaged_at - job.c.ready_at).label("triage_s"),

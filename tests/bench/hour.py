@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -15,7 +16,8 @@ from rich.table import Table
 
 from dicom_xai.demo.phantom import CHEST_FINDINGS, chest, head_ct
 from dicom_xai.demo.site import ROUTINE, STAT, Site
-from tests.bench.series import peak_mb, renamed
+from tests.bench.memory import peak_mb
+from tests.bench.series import renamed
 from tests.bench.timing import percentile
 from tests.bench.triage import wait_for_triage
 from tests.make.studies import changed
@@ -59,7 +61,7 @@ def run(folder: Path) -> Table:
     table = Table(
         title=f"a mixed hour in {total_s:.0f} s: ready to accepted by the PACS, ms, budget 2000"
     )
-    for heading in ("studies", "number", "p50", "p95", "p99", "max"):
+    for heading in ("studies", "number", "p50", "p95", "p99", "max", "no map"):
         table.add_column(heading, justify="left" if heading == "studies" else "right")
     rng = np.random.default_rng(7)
     examples = _examples(rng)
@@ -69,6 +71,7 @@ def run(folder: Path) -> Table:
         for _ in range(number)
     )
     latencies: dict[str, list[float]] = {}
+    without_map: Counter[str] = Counter()
     with Site(folder / "site", routes=ROUTES) as site, ThreadPoolExecutor(SENDERS) as senders:
         started = time.monotonic()
         sent = []
@@ -79,14 +82,16 @@ def run(folder: Path) -> Table:
             sent.append((kind, is_stat, files[0]))
         for kind, is_stat, file in sent:
             uid = str(dcmread(BytesIO(file), stop_before_pixels=True).StudyInstanceUID)
-            latency = wait_for_triage(site, uid)["triage"]
+            triaged = wait_for_triage(site, uid)
             for name in ("STAT" if is_stat else "routine", kind):
-                latencies.setdefault(name, []).append(latency)
-        peak = peak_mb(site)
+                latencies.setdefault(name, []).append(triaged.seconds["triage"])
+                without_map[name] += not triaged.has_map
+        peak = peak_mb(site.pid)
     for name in ("STAT", "routine", *MIX):
         values = latencies[name]
         cells = [percentile(values, p) * 1e3 for p in (50, 95, 99, 100)]
-        table.add_row(name, str(len(values)), *(f"{cell:.0f}" for cell in cells))
+        times = (f"{cell:.0f}" for cell in cells)
+        table.add_row(name, str(len(values)), *times, str(without_map[name]))
     table.caption = f"peak memory of all processes together {peak:.0f} MB"
     return table
 

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from dicom_xai.demo.phantom import head_ct
 from dicom_xai.demo.site import ROUTINE, Site, free_ports
+from tests.bench.memory import peak_mb
 from tests.make.associations import (
     HOST,
     an_image,
@@ -84,6 +85,8 @@ class Peer:
 def run(folder: Path) -> Table:
     """MB/s for each load, medians of turns taken in one run, and the peak memory of each peer.
 
+    DCMTK's is that of its parent process: each association's own has ended by then.
+
     The last column is what idle associations cost: the share of a core, that share without them,
     and how many of those that asked for an association had one.
     """
@@ -98,7 +101,7 @@ def run(folder: Path) -> Table:
     rates: dict[tuple[str, str], list[float]] = {}
     with ExitStack() as running:
         peers = [running.enter_context(peer) for peer in _peers(folder)]
-        peaks = dict.fromkeys((peer.name for peer in peers), 0)
+        peaks = dict.fromkeys((peer.name for peer in peers), 0.0)
         for turn in range(ROUNDS):
             for load in LOADS:
                 files = load.files(folder / f"{load.senders}-{load.objects}-{turn}", turn)
@@ -108,14 +111,14 @@ def run(folder: Path) -> Table:
                     os.sync()
                     elapsed_s = _send(peer, files)
                     rates.setdefault((peer.name, load.name), []).append(size / elapsed_s)
-                    peaks[peer.name] = max(peaks[peer.name], _peak_bytes(peer.pid))
+                    peaks[peer.name] = max(peaks[peer.name], peak_mb(peer.pid))
         for peer in peers:
             cells = []
             for load in LOADS:
                 rate = statistics.median(rates[peer.name, load.name])
                 objects = rate / size_of(load.name)
                 cells.append(f"{rate / 1e6:.0f} ({objects:.0f})")
-            cells += [f"{peaks[peer.name] / 1e6:.0f}", peer.durable, _idle(peer)]
+            cells += [f"{peaks[peer.name]:.0f}", peer.durable, _idle(peer)]
             table.add_row(peer.name, *cells)
     return table
 
@@ -227,18 +230,16 @@ def _has_answer(association: socket.socket) -> bool:
 
 
 def _share(pid: int) -> float:
-    """Of a core, that a process takes now."""
-    times = psutil.Process(pid).cpu_times
-    before = times()
+    """Of a core, that a process and those below it take now."""
+    before = _cpu_s(pid)
     time.sleep(IDLE_S)
-    after = times()
-    return float(after.user + after.system - before.user - before.system) / IDLE_S
+    return (_cpu_s(pid) - before) / IDLE_S
 
 
-def _peak_bytes(pid: int) -> int:
-    """The highest resident size of a process so far."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+def _cpu_s(pid: int) -> float:
+    root = psutil.Process(pid)
+    times = [each.cpu_times() for each in (root, *root.children(recursive=True))]
+    return float(sum(each.user + each.system for each in times))
 
 
 def _slices(folder: Path, count: int, seed: int) -> list[Path]:

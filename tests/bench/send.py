@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -57,9 +58,8 @@ def run(folder: Path) -> Table:
             files = _files(folder / load.replace(" ", "-"), count, matrix)
             for _ in range(ROUNDS):
                 for name, send in senders.items():
-                    started = time.perf_counter()
-                    peak, _ = peak_bytes(lambda send=send, files=files: send(port, files))
-                    spent_s.setdefault((name, load), []).append(time.perf_counter() - started)
+                    peak, elapsed_s = peak_bytes(partial(_timed, send, port, files))
+                    spent_s.setdefault((name, load), []).append(elapsed_s)
                     peaks[name] = max(peaks[name], peak)
     for name in senders:
         cells = [
@@ -69,6 +69,12 @@ def run(folder: Path) -> Table:
         own = "-" if name.startswith("DCMTK") else f"{peaks[name] / 1e6:.0f}"
         table.add_row(name, *cells, own)
     return table
+
+
+def _timed(send: Callable[[int, Sequence[Path]], None], port: int, files: Sequence[Path]) -> float:
+    started = time.perf_counter()
+    send(port, files)
+    return time.perf_counter() - started
 
 
 def _ours(port: int, files: Sequence[Path]) -> None:

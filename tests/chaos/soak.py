@@ -93,7 +93,7 @@ def _one_study(site: Site, examples: list[Phantom], turn: int) -> float:
     files = renamed(examples[turn % len(examples)].files)
     statuses = site.send(files, STAT if turn % 7 == 0 else ROUTINE)
     assert set(statuses) == {0}, f"study {turn} was answered {Counter(statuses)}"
-    return wait_for_triage(site, str(header_of(files[0]).StudyInstanceUID))["triage"]
+    return wait_for_triage(site, str(header_of(files[0]).StudyInstanceUID)).seconds["triage"]
 
 
 def _held(site: Site) -> dict[str, str]:
