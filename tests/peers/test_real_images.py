@@ -234,12 +234,14 @@ def test_every_image_and_series_comes_to_the_agreed_outcome(trip: Trip, tmp_path
 
 
 def _image_lines(trip: Trip) -> list[str]:
-    notes = _notes(trip.site, "image")
+    notes, unrouted = _notes(trip.site, "image"), _unrouted(trip.site)
     lines = []
     for item in sorted(trip.sent, key=lambda item: item.image.name):
         objects = [o for o in trip.returned if o.route == "image" and item in o.sources]
         reasons = [item.comment] if item.comment else []
         reasons += ["sent with a UID of its own: another file has the same"] * item.has_new_uid
+        if item.uid in unrouted:
+            reasons.append(f"{unrouted[item.uid]}: {item.image.sop_class.name}")
         reasons += _error_words(objects)
         reasons += [notes[objects[0].job]] if objects and notes[objects[0].job] else []
         lines.append(_line(item.image.name, item.image.syntax.name, item.answer, objects, reasons))
@@ -273,6 +275,12 @@ def _notes(site: Site, route: str) -> dict[int, str]:
     """What the ledger says about each job of a route."""
     found = rows(site.folder, "SELECT id, note FROM job WHERE route = ? ORDER BY id", route)
     return {int(str(row["id"])): str(row["note"]) for row in found}
+
+
+def _unrouted(site: Site) -> dict[str, str]:
+    """What became of each instance that no route got, in the ledger's word."""
+    query = "SELECT sop_instance_uid, disposition FROM instance WHERE disposition <> 'routed'"
+    return {str(r["sop_instance_uid"]): str(r["disposition"]) for r in rows(site.folder, query)}
 
 
 def test_every_accepted_image_that_decodes_has_a_picture_and_most_have_a_region(trip: Trip) -> None:
