@@ -1,7 +1,8 @@
 """Audit messages as PS3.15 A.5.1 writes them, one function for each event that we report.
 
 Which event takes which participants and objects is told in PS3.15 A.5.3; each function names its
-section. Text from the wire (AE titles, identifiers) is cleaned of what XML cannot hold.
+section. Text from the wire (AE titles, identifiers) is cleaned of what XML cannot hold; what went
+wrong is told in at most `LONGEST_WORDS` characters, for a config can be wrong in hundreds of lines.
 
 Storage commitment (PS3.4 Annex J) has no message, for A.5.3 defines none for it: of its fifteen
 (listed in PS3.2 Table N.11-2) Begin Transferring (A.5.3.3) and Instances Transferred (A.5.3.7) are
@@ -22,6 +23,7 @@ from xml.etree import ElementTree
 
 #: What XML 1.0 has no way to write.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+LONGEST_WORDS = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ class Message:
         if self.event_type is not None:
             _coded(event, "EventTypeCode", self.event_type)
         if self.description:
-            _element(event, "EventOutcomeDescription").text = _clean(self.description)
+            _element(event, "EventOutcomeDescription").text = _clean(_cut(self.description))
         for each in self.participants:
             _participant(root, each)
         source = _element(root, "AuditSourceIdentification", AuditSourceID=source_id)
@@ -319,7 +321,7 @@ def _object(root: ElementTree.Element, item: Object) -> None:
     _coded(made, "ParticipantObjectIDTypeCode", item.id_type)
     _element(made, "ParticipantObjectName").text = _clean(item.name)
     for kind, value in item.details.items():
-        encoded = base64.b64encode(value.encode("utf-8", "replace")).decode("ascii")
+        encoded = base64.b64encode(_cut(value).encode("utf-8", "replace")).decode("ascii")
         _element(made, "ParticipantObjectDetail", type=kind, value=encoded)
     if item.sop_classes:
         described = _element(made, "ParticipantObjectDescription")
@@ -335,6 +337,13 @@ def _element(parent: ElementTree.Element, tag: str, **attributes: str) -> Elemen
 def _coded(parent: ElementTree.Element, tag: str, code: Code) -> None:
     names = {"csd-code": code.value, "codeSystemName": code.scheme, "originalText": code.meaning}
     _element(parent, tag, **names)
+
+
+def _cut(text: str) -> str:
+    """What may be long, with a word where it was cut."""
+    if len(text) <= LONGEST_WORDS:
+        return text
+    return f"{text[:LONGEST_WORDS]} ... (cut here, of {len(text)} characters)"
 
 
 def _clean(text: str) -> str:

@@ -28,8 +28,8 @@ _ROTATED = re.compile(r"audit-(\d{12})\.log")
 _LOCK = "audit.lock"
 #: What the first message is chained to.
 BEGINNING = "0" * 64
-#: The longest line that is looked back for; ours have about 2 kB.
-_TAIL_BYTES = 128_000
+#: So much is read at first to find the last line, more where that has no whole one; ours have 2 kB.
+_TAIL_BYTES = 16_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,14 +263,24 @@ def _name(path: Path) -> re.Match[str] | None:
 
 
 def _last_of(path: Path) -> Record | None:
+    """The last whole message of a file, however long it is and whatever was torn after it."""
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(0, size - _TAIL_BYTES))
-            lines = file.read().splitlines(keepends=True)
+            size = start = os.fstat(file.fileno()).st_size
+            tail_bytes = _TAIL_BYTES
+            while start:
+                start = max(0, size - tail_bytes)
+                file.seek(start)
+                lines = file.read().splitlines(keepends=True)
+                whole = lines[1:] if start else lines
+                for line in reversed(whole):
+                    record = _parse(line)
+                    if record is not None:
+                        return record
+                tail_bytes *= 4
     except FileNotFoundError:
-        return None
-    return next((record for line in reversed(lines) if (record := _parse(line))), None)
+        pass
+    return None
 
 
 def _parse(line: bytes) -> Record | None:

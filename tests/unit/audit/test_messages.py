@@ -43,6 +43,21 @@ def test_each_message_follows_the_schema(name: str) -> None:
     assert faults_of(ALL[name].xml(NOW, "ai-host", "Example Hospital")) == []
 
 
+@pytest.mark.promise("K6")
+def test_what_went_wrong_is_cut_where_it_is_long_and_says_so() -> None:
+    reason = "\n".join(f"routes.yaml:{line}: é no such model" for line in range(20_000))
+    node = messages.node_refused(US, CT, reason, 7)
+    config = messages.config_changed(US, "dicom-xai.yaml", "a" * 12, "", reason)
+    for message in (node, config):
+        text = message.xml(NOW, "ai-host")
+        assert faults_of(text) == []
+        assert len(text.encode()) < 20_000
+        told = ElementTree.fromstring(text).findtext("*/EventOutcomeDescription")
+        assert told is not None
+        assert told.startswith("routes.yaml:0: é no such model routes.yaml:1:")
+        assert told.endswith(f" ... (cut here, of {len(reason)} characters)")
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [

@@ -101,6 +101,20 @@ def test_a_line_that_a_power_cut_left_torn_is_passed_over_and_told(
 
 
 @pytest.mark.promise("K6")
+@pytest.mark.parametrize("size", [15_900, 16_000, 200_000, 3_000_000])
+@pytest.mark.parametrize("torn", [b"", b"\x00" * 300_000], ids=["whole", "torn"])
+def test_a_long_message_is_followed_like_any(tmp_path: Path, size: int, torn: bytes) -> None:
+    trail = a_trail(tmp_path)
+    long = "é" * (size // 2)
+    write(trail, "<a/>", long)
+    with (tmp_path / ACTIVE).open("ab") as file:
+        file.write(torn)
+    assert [record.number for record in write(trail, "<c/>", "<d/>")] == [3, 4]
+    assert read(tmp_path, after=1) == [long, "<c/>", "<d/>"]
+    assert len(verify(tmp_path).problems) == bool(torn)
+
+
+@pytest.mark.promise("K6")
 def test_a_large_file_is_set_aside_and_the_chain_goes_on(tmp_path: Path) -> None:
     trail = a_trail(tmp_path, rotate_bytes=600)
     write(trail, *(f"<m{i}/>" for i in range(12)))
