@@ -27,7 +27,14 @@ from dicom_xai import uids
 from dicom_xai.deliver.storage_scu import StorageSCU, Timeouts, parse
 from dicom_xai.demo.site import Site
 from dicom_xai.errors import DestinationUnavailableError
-from tests.chaos.account import Counts, Sends, check_round, check_site, wait_until_settled
+from tests.chaos.account import (
+    SETTLED_S,
+    Counts,
+    Sends,
+    check_round,
+    check_site,
+    wait_until_settled,
+)
 from tests.make.associations import association_request, next_pdu, store_request
 from tests.make.command import Running
 from tests.make.disk import clock_of, full_of, watching
@@ -206,7 +213,7 @@ class Storm:
         if met:
             told = "; ".join(f"{type(error).__name__}: {error}" for error in met)
             raise AssertionError(f"seed {self.seed}, round {plan.number}: {told}") from met[0]
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + SETTLED_S
         while any(each.files.keys() != each.acknowledged.keys() for each in studies):
             assert time.monotonic() < deadline, "a sender is refused for ever"
             for each in studies:
