@@ -5,11 +5,16 @@ numbers. So the graph is looked at in two *worlds*, which differ only in the siz
 leaves free (batch 2 and batch 3). Node by node, shape inference and the evaluation of everything
 that follows from sizes and initializers alone make both worlds concrete. What is equal in both is
 static; what differs follows a free size and is read at run time.
+
+Images of both worlds can be halved five times, as most networks need. By that alone a remainder
+would be static that is not. So where an image's size is free there is a third, odd world: what
+differs there is not static either. A network may not bear it; what fails there says nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +28,15 @@ from .expand import body_of
 Array = npt.NDArray[np.generic]
 Shape = tuple[int | None, ...]
 
-BATCH_SIZES = (2, 3)
-OTHER_SIZES = (224, 256)
-"""What the two worlds put for a free batch axis, and for any other free axis."""
+BATCH_SIZES = (2, 3, 5)
+OTHER_SIZES = ((160, 416, 175), (224, 256, 231), (288, 352, 309), (352, 480, 363))
+"""What the worlds put for a free batch axis, and for another one by its place behind the batch.
+
+No difference or quotient of two axes is the same in two worlds.
+"""
+
+NEITHER = (ConfigError, ValueError, IndexError, RuntimeError)
+"""What inference and evaluation raise at sizes that a network does not bear."""
 
 OLDEST_OPSET = 13
 """ReduceSum, Squeeze and Unsqueeze take their axes as an input from here on."""
@@ -247,24 +258,29 @@ class Facts:
                 f"convert it with onnx.version_converter.convert_version(model, {OLDEST_OPSET})"
             )
         stored = {item.name for item in model.graph.initializer}
-        self._worlds = tuple(World(model) for _ in BATCH_SIZES)
-        batch_names = {batch_name(item) for item in model.graph.input}
+        inputs = [item for item in model.graph.input if item.name not in stored]
+        free = free_sizes(inputs)
+        count = 2 if all(sizes == BATCH_SIZES for sizes in free.values()) else 3
+        self._worlds = tuple(World(model) for _ in range(count))
         for index, world in enumerate(self._worlds):
-            for item in model.graph.input:
-                if item.name not in stored:
-                    world.types[item.name] = sized(item, batch_names, index)
+            for item in inputs:
+                world.types[item.name] = sized(item, free, index)
         for node in model.graph.node:
             self.learn(node)
 
     def learn(self, node: onnx.NodeProto) -> None:
         """Take one more node in, in topological order."""
-        for world in self._worlds:
+        for world in self._worlds[:2]:
             world.learn(node)
+        for world in self._worlds[2:]:
+            with suppress(*NEITHER):
+                world.learn(node)
 
-    def add_input(self, name: str, dtype: int, shapes: Iterable[Shape]) -> None:
+    def add_input(self, name: str, dtype: int, shapes: Iterable[Shape | None]) -> None:
         """Take a new graph input in, by its shape in each world."""
         for world, shape in zip(self._worlds, shapes, strict=True):
-            world.types[name] = helper.make_tensor_type_proto(dtype, shape)
+            if shape is not None:
+                world.types[name] = helper.make_tensor_type_proto(dtype, shape)
 
     def add_constant(self, proto: onnx.TensorProto) -> None:
         """Take a new initializer in."""
@@ -275,7 +291,7 @@ class Facts:
         """Whether the tensor's type is known."""
         return all(
             name in world.types and world.types[name].HasField("tensor_type")
-            for world in self._worlds
+            for world in self._worlds[:2]
         )
 
     def dtype(self, name: str) -> int:
@@ -283,15 +299,20 @@ class Facts:
         return int(self._worlds[0].types[name].tensor_type.elem_type)
 
     def shapes(self, name: str) -> tuple[Shape | None, ...]:
-        """The shape in each world."""
+        """The shape in each world; None where it is not known there."""
         return tuple(world.shape(name) for world in self._worlds)
 
     def shape(self, name: str) -> Shape | None:
         """The sizes that hold always; None for one that follows a free size; None for no rank."""
-        first, second = self.shapes(name)
-        if first is None or second is None or len(first) != len(second):
+        first, second, *odd = self.shapes(name)
+        known = [first, second, *(shape for shape in odd if shape is not None)]
+        ranks = {None if shape is None else len(shape) for shape in known}
+        if first is None or len(ranks) > 1:
             return None
-        return tuple(a if a == b else None for a, b in zip(first, second, strict=True))
+        return tuple(
+            size if all(shape is not None and shape[axis] == size for shape in known) else None
+            for axis, size in enumerate(first)
+        )
 
     def body(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """The nodes that one node is made of; empty where it is not made of others.
@@ -302,11 +323,13 @@ class Facts:
 
     def constant(self, name: str) -> Array | None:
         """The value of a tensor that is the same whatever is fed, else None."""
-        first, second = self._worlds
+        first, second, *odd = self._worlds
         if not (first.is_known(name) and second.is_known(name)):
             return None
-        one, other = first.value(name), second.value(name)
-        return one if one is other or np.array_equal(one, other) else None
+        one, others = first.value(name), [second.value(name)]
+        with suppress(*NEITHER):
+            others += [world.value(name) for world in odd if world.is_known(name)]
+        return one if all(one is other or np.array_equal(one, other) for other in others) else None
 
 
 def versions(model: onnx.ModelProto) -> dict[str, int]:
@@ -321,18 +344,32 @@ def node_label(node: onnx.NodeProto) -> str:
     return str(node.name or node.output[0])
 
 
-def batch_name(item: onnx.ValueInfoProto) -> str:
-    """The name of a free first axis, empty where it is fixed or nameless."""
-    dims = item.type.tensor_type.shape.dim
-    return str(dims[0].dim_param) if len(dims) else ""
+def free_sizes(inputs: Iterable[onnx.ValueInfoProto]) -> dict[tuple[str, int], tuple[int, ...]]:
+    """What the worlds put for each free axis of each input, by the input's name and the axis.
+
+    Axes of the same name are the same; of the nameless and of different names those that stand at
+    the same place are, since exporters name what they cannot tell apart by the input.
+    """
+    names: dict[tuple[str, int], str] = {}
+    sizes: dict[str, tuple[int, ...]] = {}
+    for item in inputs:
+        for axis, dim in enumerate(item.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_value") or dim.dim_value <= 0:
+                name = str(dim.dim_param) or f"{item.name}:{axis}"
+                names[item.name, axis] = name
+                if axis == 0:
+                    sizes[name] = BATCH_SIZES
+                sizes.setdefault(name, OTHER_SIZES[(axis - 1) % len(OTHER_SIZES)])
+    return {key: sizes[name] for key, name in names.items()}
 
 
-def sized(item: onnx.ValueInfoProto, batch_names: set[str], index: int) -> onnx.TypeProto:
+def sized(
+    item: onnx.ValueInfoProto, free: Mapping[tuple[str, int], Sequence[int]], index: int
+) -> onnx.TypeProto:
     """An input's type with every free size replaced by that of world `index`."""
     kind = onnx.TypeProto()
     kind.CopyFrom(item.type)
     for axis, dim in enumerate(kind.tensor_type.shape.dim):
-        if not dim.HasField("dim_value") or dim.dim_value <= 0:
-            is_batch = axis == 0 or bool(dim.dim_param and dim.dim_param in batch_names)
-            dim.dim_value = (BATCH_SIZES if is_batch else OTHER_SIZES)[index]
+        if (item.name, axis) in free:
+            dim.dim_value = free[item.name, axis][index]
     return kind

@@ -95,9 +95,8 @@ class ByTarget:
     def choose(self, graph: Graph, scores: Scores) -> Chosen:
         """Write one-hot cotangents of the named classes."""
         scores.check_classes()
-        target = new_input(
-            graph, "target", TensorProto.INT64, [item[:1] for item in concrete(graph, scores)]
-        )
+        shapes = [None if shape is None else shape[:1] for shape in concrete(graph, scores)]
+        target = new_input(graph, "target", TensorProto.INT64, shapes)
         top = ranked(graph, scores, 1, None).reshape(-1)
         last = graph.scalar(scores.classes, TensorProto.INT64)
         named = graph.where(target.equals(-1), top, graph.where(target < -1, last, target))
@@ -125,7 +124,7 @@ class BySeed:
         """Take the cotangent from outside."""
         shapes = concrete(graph, scores)
         if self.maps > 1:
-            shapes = [(shape[0], self.maps, *shape[1:]) for shape in shapes]
+            shapes = [shape and (shape[0], self.maps, *shape[1:]) for shape in shapes]
         seed = new_input(graph, "seed", scores.tensor.dtype, shapes)
         if self.maps == 1:
             return Chosen((seed,), inputs=(seed,))
@@ -175,14 +174,17 @@ class TopClasses:
 Selection = ByTarget | BySeed | TopClasses
 
 
-def concrete(graph: Graph, scores: Scores) -> list[tuple[int, ...]]:
-    """The score's shape in each of the worlds that are looked at."""
+def concrete(graph: Graph, scores: Scores) -> list[tuple[int, ...] | None]:
+    """The score's shape in each of the worlds that are looked at; None where it is not known."""
     return [
-        tuple(size or 0 for size in shape or ()) for shape in graph.facts.shapes(scores.tensor.name)
+        None if shape is None else tuple(size or 0 for size in shape)
+        for shape in graph.facts.shapes(scores.tensor.name)
     ]
 
 
-def new_input(graph: Graph, name: str, dtype: int, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+def new_input(
+    graph: Graph, name: str, dtype: int, shapes: Sequence[tuple[int, ...] | None]
+) -> Tensor:
     """A graph input under a name that must be free."""
     if graph.facts.has(name):
         raise ConfigError(f"the model has a tensor {name!r} of its own; rename it in the model")

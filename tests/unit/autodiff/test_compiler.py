@@ -249,6 +249,57 @@ def test_grad_cam_needs_no_fixed_size_of_the_image(family: str) -> None:
         assert_close(found["attribution"], torch_grad_cam(network, x, [0, 2]))
 
 
+class PaddedToEight(torch.nn.Module):
+    """Pads its image on all sides to the next multiple of 8, as windowed networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = torch.nn.Conv2d(1, 6, 3, padding=1)
+        self.head = torch.nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, columns = ((8 - size % 8) % 8 for size in x.shape[-2:])
+        x = torch.nn.functional.pad(
+            x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+        )
+        return self.head(torch.relu(self.features(x)).tanh().mean((2, 3)))
+
+
+class Axial(torch.nn.Module):
+    """Attention of rows to rows; then rows and columns swap sizes, and no element moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = torch.nn.Conv2d(1, 4, 3, padding=1)
+        self.head = torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.features(x))
+        seen = torch.softmax(x @ x.transpose(2, 3), -1) @ x
+        both = seen * x.mean(3, keepdim=True) + seen * x.mean(2, keepdim=True)
+        turned = both.transpose(2, 3).reshape(x.shape)
+        return self.head((turned * x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("size", [(20, 28), (32, 32), (8, 24)])
+def test_rows_and_columns_of_a_free_size_are_not_taken_for_each_other(
+    size: tuple[int, int],
+) -> None:
+    network, x = seeded(Axial()), image(2, 1, *size)
+    plain = exported(network, image(2, 1, 16, 24), "torchscript", 17, free=(2, 3))
+    found = run(compile(plain, "saliency").model, image=x, target=[0, 2])["attribution"]
+    leaf = x.clone().requires_grad_()
+    network(leaf)[[0, 1], [0, 2]].sum().backward()
+    assert leaf.grad is not None
+    assert_close(found, leaf.grad.abs().amax(1, keepdim=True).numpy())
+
+
+def test_padding_that_follows_a_free_size_is_refused_where_it_would_be_taken_back() -> None:
+    plain = exported(seeded(PaddedToEight()), image(2, 1, 20, 28), "torchscript", 17, free=(2, 3))
+    with pytest.raises(UnsupportedOperatorError, match="'pads' must be a constant"):
+        compile(plain, "saliency")
+
+
 @pytest.mark.parametrize("method", ["grad-cam", "saliency"])
 def test_a_model_in_half_precision_is_explained_in_float32(
     method: str, x: torch.Tensor, model: onnx.ModelProto
