@@ -50,8 +50,8 @@ class Tools:
 
     Attributes
     ----------
-    read : callable
-        The bytes of an instance, as stored.
+    identity_of : callable
+        The identity block of an instance, as stored; raises StudyError.
     prepared : callable
         What `prepare` makes of each of the job's instances, perhaps made before; raises StudyError.
     give_way : callable
@@ -66,7 +66,7 @@ class Tools:
         Expected seconds from inference to triage, from earlier jobs of this model.
     """
 
-    read: Callable[[Instance], bytes]
+    identity_of: Callable[[Instance], identity.Block]
     prepared: Callable[[], Sequence[Prepared]]
     give_way: Callable[[], None]
     destinations: Mapping[str, Destination]
@@ -158,7 +158,7 @@ def begin(job: Job, model: ServedModel, deadline: Deadline, tools: Tools) -> Beg
         reformatted = identity.check_agreement(made.described.block for made in prepared)
         planes = [plane for made in prepared for plane in made.planes]
         volume = attach(stack(planes, model.card.stack_rule), _frames(job, prepared, model))
-        inputs = model_inputs(volume, model.card.inputs[0])
+        inputs = model_inputs(volume, model.card.inputs[0], tools.give_way)
         described = {
             instance.sop_instance_uid: made.described
             for instance, made in zip(job.instances, prepared, strict=True)
@@ -237,7 +237,7 @@ def fail(job: Job, reason: str, tools: Tools) -> tuple[Encoded, ...]:
         return ()
     plan = plan_objects(route, tools.destinations)
     source = job.instances[0]
-    return tuple(encode_note(job, reason, source, tools.read(source), plan))
+    return tuple(encode_note(job, reason, source, tools.identity_of(source), plan))
 
 
 def plan_objects(route: Route, destinations: Mapping[str, Destination]) -> list[Planned]:

@@ -34,6 +34,8 @@ _SHARDS = [f"{i:02x}" for i in range(256)]
 _CHECK_EVERY_BYTES = 16_000_000
 #: The disk begins to write a draft whenever it has grown by so much.
 _SETTLE_EVERY_BYTES = 1_000_000
+#: Enough for most headers.
+_VIEWED_AT_ONCE_BYTES = 16_384
 _SYNC_FILE_RANGE_WRITE = 2  # sync_file_range(2)
 
 
@@ -163,6 +165,21 @@ class Spool:
         """A descriptor of a key's bytes, for reading; FileNotFoundError when there are none."""
         return os.open(self._path(key), os.O_RDONLY)
 
+    @contextmanager
+    def view(self, key: str) -> Iterator[View]:
+        """A key's bytes without reading them all; the file is closed at the end of the context.
+
+        Raises
+        ------
+        FileNotFoundError
+            There are none.
+        """
+        fd = self.open(key)
+        try:
+            yield View(fd)
+        finally:
+            os.close(fd)
+
     def delete(self, key: str) -> None:
         """Forget a key; one that is gone already is no error."""
         self._path(key).unlink(missing_ok=True)
@@ -211,6 +228,39 @@ class Spool:
                 f"the spool could not store an object: {os.strerror(error.errno or 0)}",
                 reason="spool-broken" if self._is_broken else reason,
             ) from error
+
+
+class View:
+    """A stored file's bytes, read as they are asked for: for the head of a large one.
+
+    Not a mapping: what the disk does not give is an error of one object's here, and there a signal
+    that ends the process (SIGBUS).
+
+    Parameters
+    ----------
+    fd : int
+        Of a file that does not change any more; whoever opened it closes it, after the last look.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._size_bytes = os.fstat(fd).st_size
+        self._at, self._block = 0, b""
+
+    def __len__(self) -> int:
+        return self._size_bytes
+
+    def __getitem__(self, part: slice) -> bytes:
+        """These bytes; raises OSError where the disk does not give them."""
+        start, stop, _ = part.indices(self._size_bytes)
+        if start >= stop:
+            return b""
+        if start < self._at or stop > self._at + len(self._block):
+            wanted = min(max(stop - start, _VIEWED_AT_ONCE_BYTES), self._size_bytes - start)
+            self._at, self._block = start, os.pread(self._fd, wanted, start)
+            if len(self._block) < stop - start:
+                raise OSError(errno.EIO, "a stored file ended early")
+        return self._block[start - self._at : stop - self._at]
 
 
 class Draft:

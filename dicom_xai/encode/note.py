@@ -18,7 +18,7 @@ def encode_note(
     job: Job,
     reason: str,
     source: Instance,
-    source_file: bytes,
+    block: identity.Block,
     plan: Sequence[Planned],
 ) -> list[Encoded]:
     """A picture of text that says why there is no result.
@@ -29,19 +29,18 @@ def encode_note(
         For a radiologist to read; without patient data.
     source : Instance
         Whose study the note joins, and to which it refers.
-    source_file : bytes
-        The file of `source`, as stored. A note takes nothing from it but its identity: whatever
-        made the study fail may stand there.
+    block : Block
+        Of `source`. A note takes nothing else from it: whatever made the study fail may stand
+        there.
     plan : sequence of Planned
         NOTE entries; without any, a note goes wherever an SC would; without those, everywhere.
 
     Raises
     ------
     IdentityError
-        The source cannot be read as far as its identity goes: nothing is sent.
+        The source has no study: nothing is sent.
     """
     run = Run(job, None, "")
-    block = identity.read_block(source_file)
     parts: list[legend.Line | legend.HeatBar] = [
         legend.Line(provenance.BANNER, legend.YELLOW),
         *([legend.Line(run.amended, legend.YELLOW)] if run.amended else []),

@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Protocol
 
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
@@ -24,7 +25,7 @@ from dicom_xai.identity.block import (
     vr_of,
 )
 
-#: Identity stands before any pixel: no more of a deflated data set is needed.
+#: Identity stands before any pixel: no more of a deflated data set is needed, before or after.
 _MAX_INFLATED_BYTES = 16_000_000
 #: Tags and length that give a sequence its shape (PS3.5 7.5).
 _ITEM, _ITEM_END, _SEQUENCE_END, _UNDEFINED = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD, 0xFFFFFFFF
@@ -41,14 +42,22 @@ _SWAP_BYTES = {
 }
 
 
-def read_block(file: bytes) -> Block:
+class Readable(Protocol):
+    """Bytes, or what gives them by and by: `spool.View`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
+
+
+def read_block(file: Readable) -> Block:
     """The identity block and the place elements of a stored file, as received.
 
-    About 0.3 ms: nothing behind the last of them is read.
+    About 0.3 ms: nothing behind the last of them is read, nor the value of anything else before.
 
     Parameters
     ----------
-    file : bytes
+    file : bytes or spool.View
         Preamble, file meta information and data set (PS3.10 7.1), any transfer syntax.
 
     Raises
@@ -63,14 +72,15 @@ def read_block(file: bytes) -> Block:
         raise IdentityError(f"{message}: {error}") from error
 
 
-def _travelling(file: bytes) -> list[Element]:
+def _travelling(file: Readable) -> list[Element]:
     if file[128:132] != b"DICM":
         raise EOFError("no DICM prefix")
     meta, start = _read(file, 132, len(file), _Form(False, "<"), _META_TAGS)
     syntax = text_of({element.tag: element for element in meta}, "TransferSyntaxUID")
     if syntax == DeflatedExplicitVRLittleEndian:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        file, start = inflater.decompress(file[start:], _MAX_INFLATED_BYTES), 0
+        deflated = file[start : start + _MAX_INFLATED_BYTES]
+        file, start = inflater.decompress(deflated, _MAX_INFLATED_BYTES), 0
     # as in pydicom, what stands there wins over what the transfer syntax says
     is_implicit = not file[start + 4 : start + 6].isalpha()
     form = _Form(is_implicit, ">" if syntax == ExplicitVRBigEndian else "<")
@@ -99,13 +109,13 @@ class _Form:
 
 
 def _read(
-    data: bytes, at: int, end: int, form: _Form, wanted: _Wanted | None = None
+    data: Readable, at: int, end: int, form: _Form, wanted: _Wanted | None = None
 ) -> tuple[list[Element], int]:
     """The wanted elements from `at` on, not parsed, and where reading stopped."""
     last = wanted.stop if wanted else 0xFFFFFFFF
     found: list[Element] = []
     while at < end:
-        group, number = struct.unpack_from(f"{form.order}HH", data, at)
+        group, number = struct.unpack(f"{form.order}HH", data[at : at + 4])
         tag = (group << 16) | number
         if tag == _ITEM_END:
             return found, at + 8
@@ -122,29 +132,29 @@ def _read(
         else:
             if at + length > end:
                 raise EOFError(f"it ends inside {name_of(tag)}")
-            value = data[at : at + length]
+            value = data[at : at + length] if is_wanted else b""
             at += length
         if is_wanted:
             found.append(_from_bytes(tag, vr, value, form))
     return found, at
 
 
-def _head(data: bytes, at: int, tag: int, form: _Form) -> tuple[str, int, int]:
+def _head(data: Readable, at: int, tag: int, form: _Form) -> tuple[str, int, int]:
     """VR, length and where the value starts."""
     vr = data[at + 4 : at + 6]
     if form.is_implicit or not (vr.isalpha() and vr.isupper()):  # some writers switch in sequences
-        (length,) = struct.unpack_from(f"{form.order}I", data, at + 4)
+        (length,) = struct.unpack(f"{form.order}I", data[at + 4 : at + 8])
         return vr_of(tag, None), length, at + 8
     name = vr.decode("ascii")
     if name in LONG_LENGTH:
-        (length,) = struct.unpack_from(f"{form.order}I", data, at + 8)
+        (length,) = struct.unpack(f"{form.order}I", data[at + 8 : at + 12])
         return name, length, at + 12
-    (length,) = struct.unpack_from(f"{form.order}H", data, at + 6)
+    (length,) = struct.unpack(f"{form.order}H", data[at + 6 : at + 8])
     return name, length, at + 8
 
 
 def _read_items(
-    data: bytes, at: int, end: int, form: _Form, are_elements: bool = True
+    data: Readable, at: int, end: int, form: _Form, are_elements: bool = True
 ) -> tuple[Items, int]:
     """The items of a sequence, up to `end` or its delimiter; fragments are only skipped."""
     if form.depth >= _MAX_DEPTH:
@@ -152,7 +162,7 @@ def _read_items(
     inner = _Form(form.is_implicit, form.order, form.depth + 1)
     items = []
     while at < end:
-        group, number, length = struct.unpack_from(f"{form.order}HHI", data, at)
+        group, number, length = struct.unpack(f"{form.order}HHI", data[at : at + 8])
         tag, at = (group << 16) | number, at + 8
         if tag == _SEQUENCE_END:
             break

@@ -90,7 +90,8 @@ def _patient_id(context: Context, spool_key: str) -> str:
     if not context.audit.includes_patient_id:
         return ""
     try:
-        block = identity.read_block(context.spool.read(spool_key))
+        with context.spool.view(spool_key) as file:
+            block = identity.read_block(file)
     except (IdentityError, OSError):  # gone, or unreadable: the study's UID is in the message
         return ""
     return identity.text_of(block, "PatientID")

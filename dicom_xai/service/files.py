@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydicom import Dataset, dcmread
 
-from dicom_xai import pipeline
+from dicom_xai import identity, pipeline
 from dicom_xai.config import (
     Destination,
     InputKind,
@@ -137,7 +137,7 @@ def run_unit(
         instances=tuple(instance for instance, _ in members),
     )
     tools = pipeline.Tools(
-        read=data.__getitem__,
+        identity_of=lambda instance: identity.read_block(data[instance]),
         prepared=lambda: [prepare(instance, file) for instance, file in members],
         give_way=lambda: None,
         destinations={_FOLDER: _destination()},

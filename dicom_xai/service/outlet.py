@@ -183,8 +183,8 @@ class Outlet(DestinationLoop):
             raise IdentityError(
                 f"result {outgoing.sop_instance_uid} changed on disk since it was made"
             )
-        source = self._context.spool.read(outgoing.source.spool_key)
-        identity.compare(identity.read_block(source), identity.read_block(file))
+        with self._context.spool.view(outgoing.source.spool_key) as source:
+            identity.compare(identity.read_block(source), identity.read_block(file))
         return file
 
     def _retry(self, outgoing: Outgoing, reason: str, pause_s: float) -> None:

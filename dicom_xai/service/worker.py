@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from dicom_xai import pipeline
+from dicom_xai import identity, pipeline
 from dicom_xai.config import Config
 from dicom_xai.encode.objects import Encoded
 from dicom_xai.errors import (
@@ -27,6 +27,7 @@ from dicom_xai.service.answers import Answers, reason_of
 from dicom_xai.service.livemodels import LiveModels
 from dicom_xai.service.role import Context
 from dicom_xai.service.watch import LEASE_S, Watch, Watcher
+from dicom_xai.spool import View
 from dicom_xai.stages import Deadline, Stage
 from dicom_xai.study import Instance, Job, Per, Prediction, Priority
 from dicom_xai.telemetry import Event, describe
@@ -307,10 +308,12 @@ class Worker:
     def _tools(self, watch: Watch, model: ServedModel | None) -> pipeline.Tools:
         name = model.card.name if model is not None else ""
 
-        def read(instance: Instance) -> bytes:
+        def identity_of(instance: Instance) -> identity.Block:
             stored = self._open_stored(instance)
-            with open(stored, "rb") as file:
-                return file.read()
+            try:
+                return identity.read_block(View(stored))
+            finally:
+                os.close(stored)
 
         def give_way() -> None:
             self._give_way(watch)
@@ -319,7 +322,7 @@ class Worker:
             self._context.ledger.jobs.fix_explainer(watch.job, explainer)
 
         return pipeline.Tools(
-            read=read,
+            identity_of=identity_of,
             prepared=lambda: self._ahead.take(watch.job, give_way),
             give_way=give_way,
             destinations=self._models.config.service.destinations,

@@ -118,7 +118,7 @@ def check(file: bytes, kind: InputKind) -> None:
     )
     assert [str(encoded.kind) for encoded in results.objects] == ["sc", "seg"], results.skipped
     first = given.job.instances[0]
-    notes = encode_note(given.job, "a test", first, file, PLAN)
+    notes = encode_note(given.job, "a test", first, identity.read_block(file), PLAN)
     source = identity.read_block(file)
     for encoded in (*results.objects, *notes):
         identity.compare(source, identity.read_block(encoded.file))

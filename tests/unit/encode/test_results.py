@@ -646,7 +646,8 @@ def test_a_job_without_a_moment_in_time_is_refused(created_at):
 
 def note(given: Case, reason: str, *plan: Planned) -> list[Encoded]:
     source = given.job.instances[0]
-    return encode_note(given.job, reason, source, given.read_source(source), plan or (SC, SEG))
+    block = identity.read_block(given.read_source(source))
+    return encode_note(given.job, reason, source, block, plan or (SC, SEG))
 
 
 def test_a_note_joins_the_study_and_refers_to_the_source():

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
+from dicom_xai import identity
 from dicom_xai.config import Compression, InputKind, Layout, SegmentationKind
 from dicom_xai.encode.note import encode_note
 from dicom_xai.encode.objects import Encoded, Planned
@@ -144,7 +145,7 @@ def test_the_validator_finds_no_error_in_a_note(tmp_path):
         given.job,
         "the image has no pixels",
         given.job.instances[0],
-        given.read_source(given.job.instances[0]),
+        identity.read_block(given.read_source(given.job.instances[0])),
         ALL,
     )
     judge(given, notes, tmp_path)
