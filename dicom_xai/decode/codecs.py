@@ -226,8 +226,8 @@ def _color(layout: Layout, values: np.ndarray, is_ycc: bool | None = None) -> np
 def _is_rgb(layout: Layout, is_ycc: bool | None) -> bool:
     """Whether decoded samples are red, green and blue.
 
-    YBR_ICT and YBR_RCT are undone by the decoder (PS3.3 C.7.6.3.1.2). A JPEG stream's own word
-    goes before the header's: writers forget to change the latter when they compress.
+    YBR_ICT and YBR_RCT are undone by the decoder (PS3.3 C.7.6.3.1.2). A stream's own word goes
+    before the header's (PS3.5 8.2.4): writers forget to change the latter when they compress.
     """
     if is_ycc is not None:
         return not is_ycc

@@ -22,6 +22,7 @@ PROCESSES = {
     0xF7: "JPEG-LS",
 }
 _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_CODING_STYLE, _START_OF_TILE = 0xFF52, 0xFF90
 _BOX_SIGNATURE = b"\x00\x00\x00\x0cjP  "
 _RGB_IDS = ((82, 71, 66), (114, 103, 98))  #: "RGB" and "rgb"
 
@@ -39,8 +40,9 @@ class Codestream:
     signed : bool
         Only JPEG 2000 can say so.
     is_ycc : bool or None
-        A JPEG stream of three components says that they are luminance and chrominance, or that
-        they are not; None where it says nothing.
+        A stream of three components says that they are luminance and chrominance, or that
+        they are not; None where it says nothing. A JPEG 2000 one that holds a transformation from
+        red, green and blue says that they are these: the decoder undoes it.
     """
 
     process: str
@@ -166,6 +168,7 @@ def read_jpeg2000(frame: bytes | memoryview) -> Codestream:
     ((depth, step_x, step_y),) = components
     if (step_x, step_y) != (1, 1):
         raise DecodeError("JPEG 2000: subsampled components")
+    is_ycc = False if samples == 3 and _is_transformed(frame, 4 + length) else None
     return Codestream(
         "JPEG 2000",
         rows=max(0, bottom - top),
@@ -173,4 +176,17 @@ def read_jpeg2000(frame: bytes | memoryview) -> Codestream:
         samples=samples,
         precision=(depth & 0x7F) + 1,
         signed=bool(depth & 0x80),
+        is_ycc=is_ycc,
     )
+
+
+def _is_transformed(frame: bytes | memoryview, at: int) -> bool:
+    """Whether the main header, from this segment on, tells a component transformation (A.6.1)."""
+    while at + 9 <= len(frame):
+        marker, length = struct.unpack_from(">HH", frame, at)
+        if marker == _CODING_STYLE:
+            return frame[at + 8] == 1
+        if marker == _START_OF_TILE or length < 2:
+            break
+        at += 2 + length
+    raise DecodeError("JPEG 2000: no coding style in the main header")

@@ -173,6 +173,27 @@ def test_jpeg_files_that_hold_rgb_are_not_taken_for_luminance(name: str) -> None
     np.testing.assert_allclose(decode(real_file(name)).stored[0], expected, rtol=1e-6, atol=1e-4)
 
 
+@pytest.mark.parametrize("photometric", ["YBR_RCT", "RGB", "YBR_FULL"])
+def test_a_transformed_jpeg_2000_stream_holds_rgb_whatever_the_header_says(
+    photometric: str,
+) -> None:
+    rgb = np.stack([smooth(bits=8), smooth(bits=8)[::-1], smooth(bits=8)[:, ::-1]], axis=-1)
+    frame = imagecodecs.jpeg2k_encode(rgb, codecformat="j2k", reversible=True, level=0, mct=True)
+    ds = an_image(rgb, JPEG2000Lossless, 8, PhotometricInterpretation=photometric)
+    found = stored(encapsulated(ds, [bytes(frame)], JPEG2000Lossless))
+    expected = rgb @ np.array([0.299, 0.587, 0.114])
+    # float32 products and sums round in the last of their 24 bits
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-4)
+
+
+def test_an_untransformed_jpeg_2000_stream_holds_what_the_header_says() -> None:
+    ycc = np.stack([smooth(bits=8), smooth(bits=8)[::-1], smooth(bits=8)[:, ::-1]], axis=-1)
+    frame = imagecodecs.jpeg2k_encode(ycc, codecformat="j2k", reversible=True, level=0, mct=False)
+    ds = an_image(ycc, JPEG2000Lossless, 8, PhotometricInterpretation="YBR_FULL")
+    found = stored(encapsulated(ds, [bytes(frame)], JPEG2000Lossless))
+    np.testing.assert_array_equal(found, ycc[..., 0])
+
+
 @pytest.mark.parametrize("name", ["GDCMJ2K_TextGBR.dcm", "US1_J2KR.dcm"])
 def test_the_colour_transforms_of_jpeg_2000_are_undone_by_the_decoder(name: str) -> None:
     assert decode(real_file(name)).stored.dtype == np.float32
