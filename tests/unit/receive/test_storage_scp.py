@@ -519,7 +519,7 @@ def test_a_large_object_is_never_held_in_memory() -> None:
         before = peak_bytes()
         sock.sendall(request)
         assert b"\x00\x00\x00\x09\x02\x00\x00\x00\x00\xa7" in next_pdu(sock)
-        # a part of 128 kB, the header, and the pages of the file that the walk looks at
+        # a part of 256 kB, the header, and the pages of the file that the walk looks at
         assert peak_bytes() - before < 16_000_000
 
 
