@@ -58,7 +58,7 @@ def test_a_study_gives_the_cpus_objects(name: str, tmp_path: Path) -> None:
         assert mine.score == pytest.approx(theirs.score, abs=SCORE)
     for made, other in zip(found.objects, wanted.objects, strict=True):
         assert made.kind is other.kind
-        mine, theirs = (dcmread(BytesIO(each.data)).pixel_array for each in (made, other))
+        mine, theirs = (dcmread(BytesIO(each.file)).pixel_array for each in (made, other))
         apart = np.abs(mine.astype(np.int32) - theirs.astype(np.int32))
         assert apart.mean() <= (GREY if made.kind == "sc" else REGION)
 
