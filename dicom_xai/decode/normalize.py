@@ -5,7 +5,7 @@ Rule: training uses these functions too, so that a model is served what it was t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional
@@ -20,7 +20,9 @@ from dicom_xai.study import Frame, Geometry, Inputs, Placement, Volume
 _TOGETHER = 8
 
 
-def model_inputs(volume: Volume, spec: ModelInput) -> Inputs:
+def model_inputs(
+    volume: Volume, spec: ModelInput, give_way: Callable[[], None] = lambda: None
+) -> Inputs:
     """All frames of a unit as the model wants them.
 
     Windowed as the card says, bright as the card says, resized with antialiasing, scaled. Padding,
@@ -34,6 +36,8 @@ def model_inputs(volume: Volume, spec: ModelInput) -> Inputs:
         In modality units.
     spec : ModelInput
         From the model card.
+    give_way : callable
+        Called after each batch of slices; what is more urgent may run in it.
 
     Returns
     -------
@@ -50,7 +54,7 @@ def model_inputs(volume: Volume, spec: ModelInput) -> Inputs:
     if not volume.frames:
         raise ModelInputError(f"input {spec.name!r}: no frames")
     if spec.kind is InputKind.VOLUME3D:
-        return volume_inputs(volume, spec)
+        return volume_inputs(volume, spec, give_way)
     if spec.neighbours and len({frame.size for frame in volume.frames}) > 1:
         raise ModelInputError(
             f"input {spec.name!r}: slices of several sizes have no neighbours; one stack is wanted"
@@ -67,6 +71,7 @@ def model_inputs(volume: Volume, spec: ModelInput) -> Inputs:
             placements[start],
             images[start:stop],
         )
+        give_way()
     images.mul_(high - low).add_(low)
     padded[:around], padded[around + len(frames) :] = images[:1], images[-1:]
     return Inputs(

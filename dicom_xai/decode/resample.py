@@ -9,7 +9,7 @@ oblique, tilted, unevenly spaced: every slice keeps its own origin.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,7 @@ _DIRECTIONS = {
 }
 
 
-def volume_inputs(volume: Volume, spec: ModelInput) -> Inputs:
+def volume_inputs(volume: Volume, spec: ModelInput, give_way: Callable[[], None]) -> Inputs:
     """The one image of a volume3d model.
 
     Parameters
@@ -47,6 +47,8 @@ def volume_inputs(volume: Volume, spec: ModelInput) -> Inputs:
         One stack, in modality units.
     spec : ModelInput
         With a grid.
+    give_way : callable
+        Called after each batch of slices.
 
     Returns
     -------
@@ -63,7 +65,9 @@ def volume_inputs(volume: Volume, spec: ModelInput) -> Inputs:
     target = _Target.of(source, spec.grid, spec.size)
     low, high = spec.scaling
     ramp = common_ramp(volume.frames, spec.windowing)
-    shrunk = _shrunk(volume.frames, source, target, ramp, spec.photometric == "MONOCHROME2")
+    shrunk = _shrunk(
+        volume.frames, source, target, ramp, spec.photometric == "MONOCHROME2", give_way
+    )
     values, inside = _read_off(shrunk, source, target)
     values = torch.where(inside, values, 0.0)
     cell_mm3 = math.prod(spec.grid.spacing_mm)
@@ -211,7 +215,12 @@ class _Shrunk:
 
 
 def _shrunk(
-    frames: Sequence[Frame], source: _Source, target: _Target, ramp: Ramp, bright_is_high: bool
+    frames: Sequence[Frame],
+    source: _Source,
+    target: _Target,
+    ramp: Ramp,
+    bright_is_high: bool,
+    give_way: Callable[[], None],
 ) -> _Shrunk:
     """Window and shrink to about the grid's spacing; finer is never made coarser than it."""
     size = [
@@ -224,6 +233,7 @@ def _shrunk(
     for start in range(0, len(frames), _TOGETHER):
         part = frames[start : start + _TOGETHER]
         planes.append(_resized(shown_through(part, ramp, bright_is_high=bright_is_high), size))
+        give_way()
     values = torch.cat(planes)
     weights = _slice_weights(source.along, target.step_along(source.normal))
     if weights.shape[0] < len(frames):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,9 +23,12 @@ from dicom_xai.config import (
 from dicom_xai.encode.objects import Planned
 from dicom_xai.errors import StudyError
 from dicom_xai.infer.session import Device
-from dicom_xai.pipeline import plan_objects
+from dicom_xai.pipeline import begin, plan_objects
+from dicom_xai.prepare import prepare
 from dicom_xai.service.files import Explained, explain_files
+from dicom_xai.stages import Deadline
 from dicom_xai.study import ObjectKind
+from tests.make.ledger import an_instance
 from tests.make.results import patched
 from tests.make.studies import a_head, changed, header_of
 
@@ -43,6 +48,22 @@ def route(*send: dict) -> Route:
 
 def destination(compress: str = "none") -> Destination:
     return Destination(type="dimse", ae_title="AE", host="127.0.0.1", port=1, compress=compress)
+
+
+def test_a_stack_on_its_way_to_the_model_gives_way_to_what_is_more_urgent(cxr_card):
+    instances = [an_instance(number) for number in range(20)]
+    given = []
+    tools = SimpleNamespace(
+        prepared=lambda: list(map(prepare, instances, a_head(20).files)),
+        give_way=lambda: given.append(1),
+        stage=lambda which: nullcontext(),
+    )
+    written = route({"object": "sc", "to": ["a"]}).model_dump_json(by_alias=True, exclude_none=True)
+    job = SimpleNamespace(instances=instances, explainer="grad-cam", route_json=written)
+    model = SimpleNamespace(card=cxr_card, device=Device("cpu"))
+    begun = begin(job, model, Deadline(0.0, lambda: 0.0), tools)
+    assert begun.inputs.images.shape[0] == 20
+    assert len(given) == 1 + 3  # once decoded, and after 8, 8 and 4 slices
 
 
 def test_one_object_serves_all_destinations_that_want_the_same_compression():

@@ -175,6 +175,14 @@ def test_slices_of_several_sizes_have_no_neighbours() -> None:
         inputs_of(spec, a_frame(RAMP), a_frame(RAMP[:32]))
 
 
+def test_a_long_stack_gives_way_after_each_batch_of_slices() -> None:
+    spec = an_input(kind=InputKind.SLICES, size=(8, 8))
+    given: list[int] = []
+    volume = Volume([a_frame(RAMP + n) for n in range(20)], Geometry())
+    model_inputs(volume, spec, lambda: given.append(1))
+    assert len(given) == 3  # of 8, 8 and 4
+
+
 def test_no_frames_are_refused() -> None:
     with pytest.raises(ModelInputError, match="no frames"):
         inputs_of(an_input())

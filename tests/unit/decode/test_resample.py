@@ -45,6 +45,12 @@ def a_spec(
     return ModelInput.model_validate({**given, **changes})
 
 
+def test_a_volume_gives_way_after_each_batch_of_slices() -> None:
+    given: list[int] = []
+    model_inputs(a_stack(ramp, turn=np.eye(3), heights=EVEN), a_spec(), lambda: given.append(1))
+    assert len(given) == 2  # of 8 and 4
+
+
 def values_of(inputs: Inputs) -> Array:
     """What the grid holds, in the unit of the source."""
     return (inputs.images[0, 0].double().numpy() - 0.5) * WINDOW
