@@ -94,7 +94,8 @@ def check_agreement(blocks: Iterable[Block]) -> tuple[str, ...]:
     """
     blocks = list(blocks)
     charset = tag_of("SpecificCharacterSet")
-    differing, reformatted = [], []
+    differing: list[str] = []
+    reformatted: list[str] = []
     for keyword, rule in _AGREE.items():
         tag = tag_of(keyword)
         found = {(_bare(block.get(tag)), trimmed(block.get(charset))) for block in blocks}
