@@ -11,7 +11,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
 
+import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 
 from ..errors import UnsupportedOperatorError
 from .call import Call, Rule, Rules
@@ -211,9 +213,18 @@ def spelled_out(graph: Graph, node: onnx.NodeProto) -> tuple[str, list[onnx.Node
     ]
     for item in body:
         item.input[:] = [graph.readable(name) for name in item.input]
+    body = [repeated(graph, item) if item.op_type == "ConstantOfShape" else item for item in body]
     if body:
         graph.copy(body)
     return mark, body
+
+
+def repeated(graph: Graph, node: onnx.NodeProto) -> onnx.NodeProto:
+    """A ConstantOfShape as an Expand: providers lag behind its schema, see `emit`."""
+    given = attributes_of(node).get("value")
+    value = np.zeros(1, np.float32) if given is None else numpy_helper.to_array(given)
+    number = graph.constant(value.reshape(())).name
+    return helper.make_node("Expand", [number, *node.input], node.output, name=node.name)
 
 
 def total(pending: dict[str, list[Tensor]], name: str) -> Tensor | None:

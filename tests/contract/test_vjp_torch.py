@@ -91,6 +91,8 @@ KINKS: list[tuple[Case, Function, tuple[np.ndarray, ...]]] = [
     (case("ReduceMin", (4, 4), np.array([1])), lambda x: x.amin(1, keepdim=True), (TIES,)),
     (case("ReduceL2", (4, 4), np.array([1])), lambda x: x.norm(2, 1, True), (TIES,)),
     (case("ReduceL1", (4, 4), np.array([1])), lambda x: x.norm(1, 1, True), (TIES,)),
+    (case("GlobalMaxPool", (1, 1, 4, 4)), lambda x: x.amax((2, 3), keepdim=True),
+     (TIES.reshape(1, 1, 4, 4),)),
     *(
         (case("MaxPool", (1, 1, 4, 4), opset=opset, kernel_shape=[3, 3], strides=[2, 2],
               pads=[1, 1, 1, 1]),
