@@ -6,13 +6,15 @@ The quirks are those that make a validating library raise, and some more.
 from __future__ import annotations
 
 import struct
+from io import BytesIO
 
 import pytest
+from pydicom import dcmread
 
 from dicom_xai import identity
 from dicom_xai.config import Compression, InputKind
 from dicom_xai.encode.note import encode_note
-from dicom_xai.encode.objects import Planned
+from dicom_xai.encode.objects import Encoded, Planned
 from dicom_xai.encode.results import encode_results
 from dicom_xai.study import ObjectKind
 from tests.make.results import as_file, case, header, patched
@@ -103,7 +105,8 @@ def name(quirk: dict[str, bytes | None]) -> str:
     return ",".join(f"{k}={v!r}"[:48] if v is not None else f"no {k}" for k, v in quirk.items())
 
 
-def check(file: bytes, kind: InputKind) -> None:
+def check(file: bytes, kind: InputKind) -> list[Encoded]:
+    """All that is made of a file, once it carries the file's identity."""
     given = case([file], kind=kind)
     results = encode_results(
         given.job,
@@ -120,8 +123,10 @@ def check(file: bytes, kind: InputKind) -> None:
     first = given.job.instances[0]
     notes = encode_note(given.job, "a test", first, identity.read_block(file), PLAN)
     source = identity.read_block(file)
-    for encoded in (*results.objects, *notes):
+    made = [*results.objects, *notes]
+    for encoded in made:
         identity.compare(source, identity.read_block(encoded.file))
+    return made
 
 
 @pytest.mark.promise("C4")
@@ -144,14 +149,56 @@ def test_an_unusual_or_private_class_gives_all_objects(uid):
     check(as_file(ds), InputKind.SLICES)
 
 
+#: Specific Character Set, bytes of a name in it, and what they say (PS3.5 Annexes H to K).
+TEXTS = {
+    "ISO 2022 IR 6": (b"ISO 2022 IR 6 ", b"Yamada^Tarou", "Yamada^Tarou"),
+    "ISO 2022 IR 13": (
+        b"ISO 2022 IR 13\\ISO 2022 IR 87 ",
+        b"\xd4\xcf\xc0\xde^\xc0\xdb\xb3=\x1b$B;3ED\x1b(J^\x1b$BB@O:\x1b(J",
+        "\uff94\uff8f\uff80\uff9e^\uff80\uff9b\uff73=山田^太郎",
+    ),
+    "ISO 2022 IR 87": (
+        b"\\ISO 2022 IR 87 ",
+        b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B",
+        "Yamada^Tarou=山田^太郎",
+    ),
+    "ISO 2022 IR 100": (b"ISO 2022 IR 100 ", b"M\xfcller^J\xf6rg", "Müller^Jörg"),
+    "ISO 2022 IR 101": (b"ISO 2022 IR 101 ", b"Wa\xb3\xeasa^Lech ", "Wałęsa^Lech"),
+    "ISO 2022 IR 144": (b"ISO 2022 IR 144 ", "Чехов^Антон".encode("iso8859_5"), "Чехов^Антон"),
+    "ISO 2022 IR 149": (
+        b"\\ISO 2022 IR 149",
+        b"Hong^Gildong=\x1b$)C\xfb\xf3^\x1b$)C\xd1\xce\xd4\xd7",
+        "Hong^Gildong=洪^吉洞",
+    ),
+    "ISO 2022 IR 159": (b"\\ISO 2022 IR 159", b"A^B=\x1b$(D0!\x1b(B^C", "A^B=丂^C"),
+    "GB18030": (b"GB18030 ", "Wang^Xiao=王^小东".encode("gb18030"), "Wang^Xiao=王^小东"),
+    "ISO_IR 192": (b"ISO_IR 192", "Wang^Xiao=王^小東=é".encode(), "Wang^Xiao=王^小東=é"),
+}
+
+
 @pytest.mark.promise("C5")
-def test_a_name_in_an_escape_coded_character_set_stays_as_received():
-    received = b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B"
-    charset = b"\\ISO 2022 IR 87 "
+@pytest.mark.parametrize(("charset", "received", "text"), TEXTS.values(), ids=TEXTS.keys())
+def test_text_in_results_is_the_sources_text(charset, received, text):
+    received += b" " * (len(received) % 2)
+    values = {"PatientName": received, "StudyDescription": received.replace(b"=", b"^")}
     file = patched(
-        as_file(header("CR", 40, 36)),
-        PatientName=received + b" " * (len(received) % 2),
-        SpecificCharacterSet=charset,
+        as_file(header("CR", 40, 36)), SpecificCharacterSet=charset, PatientID=received, **values
     )
-    check(file, InputKind.IMAGE2D)
-    assert struct.pack("<H", len(charset)) + charset in file
+    made = check(file, InputKind.IMAGE2D)
+    assert [str(encoded.kind) for encoded in made] == ["sc", "seg", "note"]
+    for encoded in made:
+        ds = dcmread(BytesIO(encoded.file))
+        assert ds.PatientName == text
+        assert ds.PatientID == text
+        assert ds.StudyDescription == text.replace("=", "^")
+        assert struct.pack("<H", len(charset)) + charset in encoded.file
+
+
+@pytest.mark.promise("C5")
+def test_bytes_that_are_no_text_lose_no_object_and_stay_as_received():
+    received = b"\xff\xfe\x80^\x81 "
+    file = patched(
+        as_file(header("CR", 40, 36)), SpecificCharacterSet=b"ISO_IR 192", PatientName=received
+    )
+    for encoded in check(file, InputKind.IMAGE2D):
+        assert received in encoded.file
