@@ -210,7 +210,9 @@ def assemble(
     graph: Graph, chosen: Chosen, ends: dict[str, Tensor], picture: Tensor
 ) -> tuple[onnx.ModelProto, list[onnx.NodeProto]]:
     """The model with what was written and is needed, and the added nodes."""
-    taken = {name for node in graph.model.graph.node for name in node.output}
+    whole = graph.model.graph
+    taken = {name for node in whole.node for name in node.output}
+    taken |= {item.name for item in (*whole.input, *whole.initializer)}
     for name in taken.intersection(ends):
         raise ConfigError(f"the model has a tensor {name!r} of its own; rename it in the model")
     named = [

@@ -82,3 +82,15 @@ def test_the_order_of_classes_is_that_of_the_explained_output(model: onnx.ModelP
 def test_a_method_that_runs_the_model_elsewhere_needs_one_input(model: onnx.ModelProto) -> None:
     with pytest.raises(ConfigError, match="age"):
         compile(model, IntegratedGradients())
+
+
+@pytest.mark.parametrize("name", ["age", "w"])
+def test_an_input_or_weight_by_the_name_of_the_map_is_to_be_renamed(
+    name: str, model: onnx.ModelProto
+) -> None:
+    for item in (*model.graph.input, *model.graph.initializer):
+        item.name = "attribution" if item.name == name else item.name
+    for node in model.graph.node:
+        node.input[:] = ["attribution" if item == name else item for item in node.input]
+    with pytest.raises(ConfigError, match="rename it in the model"):
+        compile(model, output="finding")
