@@ -42,8 +42,8 @@ from dicom_xai.telemetry import (
     HTTPFace,
     LedgerCollector,
     Log,
+    ProcessesCollector,
     Registry,
-    join_processes,
     quiet_libraries,
 )
 
@@ -108,7 +108,8 @@ class Supervisor:
         signal.signal(signal.SIGHUP, lambda *_: self._reload.set())
         folder = Path(tempfile.mkdtemp(prefix="dicom-xai-"))
         context = open_context(config, "supervisor", Registry(), self.log)
-        face = self._face(config, context, folder)
+        counted = ProcessesCollector(folder, context.metrics.registry)
+        face = self._face(config, context, counted)
         try:
             self._children = _children(config, folder)
             for child in self._children:
@@ -116,7 +117,7 @@ class Supervisor:
             face.start()
             context.audit.start()
             context.audit.record(application_started(context.audit.process, person()))
-            self._watch_forever(config, context, folder)
+            self._watch_forever(config, context, folder, counted)
         finally:
             Notifier().stopping()
             self._stop_all()
@@ -147,12 +148,14 @@ class Supervisor:
         """The roles that are not ready."""
         return [f"{child.name} is not ready" for child in self._children if not child.is_ready]
 
-    def _watch_forever(self, config: Config, context: Context, folder: Path) -> None:
+    def _watch_forever(
+        self, config: Config, context: Context, folder: Path, counted: ProcessesCollector
+    ) -> None:
         notifier = Notifier()
         was_ready = False
         while not self._stopping.is_set():
             for child in self._children:
-                self._look_after(child, context, folder)
+                self._look_after(child, context, folder, counted)
             if not was_ready and not self.why_not_ready():
                 was_ready = True
                 notifier.ready()
@@ -166,7 +169,9 @@ class Supervisor:
                 ).start()
             self._stopping.wait(CHECK_EVERY_S)
 
-    def _look_after(self, child: _Child, context: Context, folder: Path) -> None:
+    def _look_after(
+        self, child: _Child, context: Context, folder: Path, counted: ProcessesCollector
+    ) -> None:
         """Start, restart or end one role as its state asks."""
         now = time.monotonic()
         lines = child.socket.take()
@@ -183,6 +188,7 @@ class Supervisor:
             status = child.process.wait()
         if status is None:
             return
+        counted.end(child.process.pid)
         is_long = now - child.started_at > RECOVERED_AFTER_S
         child.pause_s = FIRST_PAUSE_S if is_long else min(child.pause_s * 2, LONGEST_PAUSE_S)
         child.process, child.is_ready, child.start_at = None, False, now + child.pause_s
@@ -251,9 +257,9 @@ class Supervisor:
         for child in self._children:
             child.socket.close()
 
-    def _face(self, config: Config, context: Context, folder: Path) -> HTTPFace:
+    def _face(self, config: Config, context: Context, counted: ProcessesCollector) -> HTTPFace:
         registry = Registry()
-        join_processes(registry, str(folder), context.metrics.registry)
+        registry.register(counted)
         registry.register(LedgerCollector(lambda: ledger_state(context.ledger, context.spool)))
         registry.register(BuildCollector(__version__, lambda: self._revision))
         telemetry = config.service.telemetry

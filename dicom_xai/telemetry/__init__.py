@@ -23,7 +23,7 @@ from dicom_xai.telemetry.scraped import (
     BuildCollector,
     LedgerCollector,
     LedgerState,
-    join_processes,
+    ProcessesCollector,
 )
 
 __all__ = [
@@ -39,9 +39,9 @@ __all__ = [
     "LedgerState",
     "Log",
     "Metrics",
+    "ProcessesCollector",
     "Registry",
     "describe",
-    "join_processes",
     "quiet_libraries",
     "take_over_logging",
 ]

@@ -6,7 +6,6 @@ so that no sender can grow a series. What the ledger knows better than any proce
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -207,7 +206,7 @@ class Metrics:
             "1 for the device and provider each model really runs on.",
             ["model", "device", "provider"],
             registry=registry,
-            multiprocess_mode="liveall" if MULTIPROCESS_VARIABLE in os.environ else "all",
+            multiprocess_mode="livemax",
         )
         self.model_cost_seconds = Gauge(
             "dicom_xai_model_cost_seconds",

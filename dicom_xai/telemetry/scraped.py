@@ -1,14 +1,18 @@
 """What is read or summed at scrape time, not observed as it happens.
 
 Roles under one supervisor write through prometheus_client's multi-process files (its environment
-variable is set before they start); the supervisor serves the sum. Queue depths, the oldest waiting
-unit and the like are the ledger's to tell.
+variable is set before they start); the supervisor serves the sum. Of a process that ended its
+gauges go and what it counted stays, for a counter must not go backwards. Queue depths, the oldest
+waiting unit and the like are the ledger's to tell.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
@@ -106,33 +110,64 @@ class BuildCollector(Collector):
         yield InfoMetricFamily("dicom_xai_build", "What runs.", value=info)
 
 
-class _ProcessesCollector(Collector):
-    """The sum of what this process and its children counted, each series once."""
+class ProcessesCollector(Collector):
+    """The sum of what this process and its children counted, each series once.
 
-    def __init__(self, folder: str, own: CollectorRegistry) -> None:
+    Parameters
+    ----------
+    folder : Path
+        Into which the children write.
+    own : CollectorRegistry
+        Of this process.
+    """
+
+    def __init__(self, folder: Path, own: CollectorRegistry) -> None:
         self._own = own
+        self._folder = folder
+        self._lock = Lock()  # of the folder's files, and of what is kept of those that are gone
+        self._ended: list[Metric] = []
         # the library has no types; without a registry it shows nothing by itself
-        children = MultiProcessCollector(None, folder)  # type: ignore[no-untyped-call]
+        children = MultiProcessCollector(None, str(folder))  # type: ignore[no-untyped-call]
         self._collect_children: Callable[[], Iterable[Metric]] = children.collect
 
     def collect(self) -> Iterable[Metric]:
         """Yield each family once."""
-        families: dict[str, Metric] = {}
-        sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
-        for family in [*self._own.collect(), *self._collect_children()]:
-            families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-            into = sums.setdefault(family.name, {})
-            for sample in family.samples:
-                key = sample.name, tuple(sorted(sample.labels.items()))
-                into[key] = into.get(key, 0.0) + sample.value
-        for name, family in families.items():
-            for (sample_name, labels), value in sums[name].items():
-                family.add_sample(sample_name, dict(labels), value)
-            yield family
+        with self._lock:
+            children = [*self._collect_children(), *self._ended]
+        return _summed([*self._own.collect(), *children])
+
+    def end(self, pid: int) -> None:
+        """Keep what an ended child counted, and drop its files.
+
+        Its gauges told of what it had and was. Without this each child that ever ran would show
+        them for ever, and leave its files.
+        """
+        with self._lock:
+            for file in self._folder.glob(f"*_{pid}.db"):
+                if not file.name.startswith("gauge_"):
+                    self._ended = list(_summed([*self._ended, *_counted_in(file)]))
+                file.unlink()
 
 
-def join_processes(
-    registry: CollectorRegistry, folder: str, own: CollectorRegistry | None = None
-) -> None:
-    """Let `registry` show the sum of all processes that write into `folder`, and of `own`."""
-    registry.register(_ProcessesCollector(folder, own or CollectorRegistry()))
+def _counted_in(file: Path) -> Iterable[Metric]:
+    try:
+        merged: Iterable[Metric] = MultiProcessCollector.merge([str(file)])  # type: ignore[no-untyped-call]
+    except (OSError, RuntimeError, ValueError, struct.error):
+        return []  # killed as it made the file, or the disk lost it: nothing to be had, or to fear
+    return merged
+
+
+def _summed(families: Iterable[Metric]) -> Iterable[Metric]:
+    """Each family once, with each of its series once."""
+    found: dict[str, Metric] = {}
+    sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+    for family in families:
+        found.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+        into = sums.setdefault(family.name, {})
+        for sample in family.samples:
+            key = sample.name, tuple(sorted(sample.labels.items()))
+            into[key] = into.get(key, 0.0) + sample.value
+    for name, family in found.items():
+        for (sample_name, labels), value in sums[name].items():
+            family.add_sample(sample_name, dict(labels), value)
+        yield family

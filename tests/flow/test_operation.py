@@ -81,6 +81,35 @@ def test_a_dead_pacs_does_not_make_the_service_unready(service: Service) -> None
     assert len(answers(site.pacs, study_of(phantom))) == 2
 
 
+@pytest.mark.promise("K5")
+def test_a_role_that_was_killed_leaves_what_it_counted_and_nothing_that_it_was(
+    service: Service,
+) -> None:
+    site, running, _ = service
+    phantom = a_radiograph()
+    assert site.send(phantom.files) == [0x0000]
+    wait_for_jobs(site, study_of(phantom))
+    devices, done = devices_of(site), metric(site, "dicom_xai_studies_total", outcome="done")
+    assert done >= 1
+    worker = running.role_process("worker")
+    assert worker is not None
+    restarts = metric(site, "dicom_xai_role_restarts_total", role="worker")
+    worker.kill()
+    wait_until(
+        lambda: metric(site, "dicom_xai_role_restarts_total", role="worker") > restarts,
+        "its end was seen",
+    )
+    assert devices_of(site) == []
+    assert metric(site, "dicom_xai_studies_total", outcome="done") == done
+    wait_until(lambda: site.http("readyz")[0] == 200, "ready", START_TIMEOUT_S)
+    assert devices_of(site) == devices
+
+
+def devices_of(site: Site) -> list[str]:
+    page = site.http("metrics")[1].splitlines()
+    return [line for line in page if line.startswith("dicom_xai_device_info")]
+
+
 @pytest.mark.promise("K1")
 @pytest.mark.parametrize(
     "broken",
