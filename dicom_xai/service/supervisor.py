@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from dicom_xai.audit import Participant
 from dicom_xai.audit.messages import application_started, application_stopped
 from dicom_xai.audit.recorder import person
 from dicom_xai.config import Config, load
-from dicom_xai.errors import DicomXaiError
+from dicom_xai.errors import ConfigError, DicomXaiError
 from dicom_xai.service.notify import SOCKET_VARIABLE, Notifier, NotifySocket
 from dicom_xai.service.role import (
     GRACE_S,
@@ -53,6 +54,8 @@ FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 30.0
 #: A role that lived so long has recovered.
 RECOVERED_AFTER_S = 30.0
+#: A config whose models are not loaded and tested by then is refused; the device may be wedged.
+PROOF_AT_MOST_S = 600.0
 
 
 @dataclass
@@ -84,10 +87,13 @@ class Supervisor:
     path : Path
         The service's config file.
     log : Log
+    proof_at_most_s : float
+        How long a new config may take to be proven.
     """
 
     path: Path
     log: Log
+    proof_at_most_s: float = PROOF_AT_MOST_S
     _children: list[_Child] = field(default_factory=list)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _reload: threading.Event = field(default_factory=threading.Event)
@@ -218,16 +224,15 @@ class Supervisor:
         Where anything is wrong no role hears of it, and all go on with the old one.
         """
         with self._is_proving:
-            command = [sys.executable, "-m", "dicom_xai.cli", "check", "--config", str(self.path)]
-            proof = subprocess.run(command, capture_output=True, text=True, check=False)
             try:
+                status, words = self._prove()
                 config, _ = load(self.path)
                 check_reload(context.config, config)
             except DicomXaiError as error:
                 self._refuse(context, str(error))
                 return
-            if proof.returncode not in (0, 1):
-                self._refuse(context, proof.stdout.strip())
+            if status not in (0, 1):
+                self._refuse(context, words)
                 return
             context.metrics.config_reloads.labels("accepted").inc()
             note_config(context, self.path, self._revision, config.digest)
@@ -236,6 +241,30 @@ class Supervisor:
             for child in self._children:
                 if child.process is not None:
                     child.process.send_signal(signal.SIGHUP)
+
+    def _prove(self) -> tuple[int, str]:
+        """What `dicom-xai check` says: exit status and words.
+
+        Raises
+        ------
+        ConfigError
+            It did not end in time.
+        """
+        command = [sys.executable, "-m", "dicom_xai.cli", "check", "--config", str(self.path)]
+        proof = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        try:
+            words, _ = proof.communicate(timeout=self.proof_at_most_s)
+        except subprocess.TimeoutExpired as error:
+            proof.kill()
+            with suppress(subprocess.TimeoutExpired):  # what hangs in a driver may stay
+                proof.communicate(timeout=1.0)
+            raise ConfigError(
+                f"{self.path}: `dicom-xai check` did not end in {self.proof_at_most_s:g} s; "
+                "run it by hand, and look whether the device answers"
+            ) from error
+        return proof.returncode, words.strip()
 
     def _refuse(self, context: Context, reason: str) -> None:
         context.metrics.config_reloads.labels("refused").inc()
