@@ -315,16 +315,24 @@ def test_a_peer_that_resets_at_once_is_no_error() -> None:
     assert "failed" not in door.reasons()
 
 
-@pytest.mark.promise("N5")
-def test_a_burst_of_connections_is_answered_to_the_last() -> None:
-    door = Shelf()
-    with listening(door, max_associations=20, max_per_source=20) as scp, ExitStack() as opened:
+def burst_s(count: int) -> float:
+    """Seconds until so many associations, asked for at once, are all answered."""
+    with listening(Shelf(), max_associations=20, max_per_source=20) as scp, ExitStack() as opened:
+        started = time.monotonic()
         socks = [
-            opened.enter_context(connected(scp.ports[0], association_request())) for _ in range(60)
+            opened.enter_context(connected(scp.ports[0], association_request()))
+            for _ in range(count)
         ]
         answers = [next_pdu(sock)[:1] for sock in socks]
+        elapsed_s = time.monotonic() - started
     assert answers.count(b"\x02") == 20
-    assert answers.count(b"\x03") == 40
+    assert answers.count(b"\x03") == count - 20
+    return elapsed_s
+
+
+@pytest.mark.promise("N5")
+def test_a_burst_of_connections_is_answered_to_the_last_within_two_seconds() -> None:
+    assert any(burst_s(60) < 2.0 for _ in range(5))  # a machine may have other things to do
 
 
 def test_a_house_full_of_half_open_connections_makes_room_for_a_good_peer() -> None:
