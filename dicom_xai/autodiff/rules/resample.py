@@ -1,6 +1,7 @@
 """Pad and Resize: linear and separable, one matrix per axis, its transpose on the way back.
 
-The matrices are built here, at compile time, from the operator's definition.
+The matrices are built here, at compile time, from the operator's definition. Where a position is a
+tie by that, its float32 rounding decides which input a nearest one copies; it is ONNX Runtime's.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ from ..call import Call, Cotangents, Rules
 from ..emit import Tensor
 from .index import along
 from .layout import place
+
+TIE = 1e-6
+"""ONNX Runtime takes what is so close to the middle of two elements for the middle."""
+
+Positions = npt.NDArray[np.floating]
 
 Matrix = npt.NDArray[np.float64]
 """``(output size, input size)``: the output is the matrix times the input."""
@@ -61,6 +67,9 @@ def resize(n: Call, g: Tensor) -> Cotangents:
     x, y = n.input(), n.output()
     if n.attribute("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         raise n.refuse("it crops by a region of interest; crop with Slice before it")
+    shapes = n.graph.facts.shapes
+    if shapes(x.name) == shapes(y.name):
+        return g  # runtimes copy then, whatever the scales are
     scales = scales_of(n)
     for axis in range(x.rank):
         if scales[axis] == 1 and x.shape[axis] == y.shape[axis]:
@@ -96,9 +105,11 @@ def scales_of(n: Call) -> list[float]:
 def resize_matrix(n: Call, size: int, out: int, scale: float) -> Matrix:
     """One axis of Resize: row i holds the weights of the inputs that make output i."""
     mode = n.attribute("mode", "nearest")
-    x = positions(n.attribute("coordinate_transformation_mode", "half_pixel"), size, out, scale)
+    where = n.attribute("coordinate_transformation_mode", "half_pixel")
     if mode == "nearest":
+        x = positions(where, size, out, scale, np.float32)
         return np.eye(size)[nearest(x, n.attribute("nearest_mode", "round_prefer_floor"), size)]
+    x = positions(where, size, out, scale, np.float64)
     stretch = min(scale, 1.0) if n.attribute("antialias", 0) else 1.0
     reach = (2 if mode == "cubic" else 1) / stretch
     first = np.floor(x - reach).astype(int)
@@ -118,27 +129,30 @@ def resize_matrix(n: Call, size: int, out: int, scale: float) -> Matrix:
     return matrix
 
 
-def positions(mode: str, size: int, out: int, scale: float) -> npt.NDArray[np.float64]:
+def positions(mode: str, size: int, out: int, scale: float, real: type[np.floating]) -> Positions:
     """Where each output lies on the input's axis; the table of Resize's schema."""
-    i = np.arange(out, dtype=np.float64)
+    i, step, half = np.arange(out, dtype=real), real(scale), real(0.5)
     if mode == "align_corners":
-        return i * ((size - 1) / (out - 1)) if out > 1 else i * 0.0
+        return i * real(size - 1) / real(out - 1) if out > 1 else i
     if mode == "asymmetric":
-        return i / scale
+        return i / step
     if mode == "pytorch_half_pixel" and out == 1:
-        return i * 0.0
-    x = (i + 0.5) / scale - 0.5
+        return i
     if mode == "half_pixel_symmetric":
-        x = x + size / 2 * (1 - out / (scale * size))
-    return x
+        apart = real(size / 2) * (1 - real(out) / (step * real(size)))
+        wide = float(apart) + (i.astype(np.float64) + 0.5) / float(step) - 0.5
+        return wide.astype(real)
+    return (i + half) / step - half
 
 
-def nearest(x: npt.NDArray[np.float64], mode: str, size: int) -> npt.NDArray[np.int64]:
+def nearest(x: Positions, mode: str, size: int) -> npt.NDArray[np.int64]:
     """The input that each output copies."""
+    below = np.floor(x)
+    past = (x - below).astype(np.float64) - 0.5
     rounded = {
-        "round_prefer_floor": lambda: np.ceil(x - 0.5),
-        "round_prefer_ceil": lambda: np.floor(x + 0.5),
-        "floor": lambda: np.floor(x),
+        "round_prefer_floor": lambda: below + (past >= TIE),
+        "round_prefer_ceil": lambda: below + (past > -TIE),
+        "floor": lambda: below,
         "ceil": lambda: np.ceil(x),
     }[mode]()
     return rounded.clip(0, size - 1).astype(np.int64)
