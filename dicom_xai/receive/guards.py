@@ -85,24 +85,21 @@ class Gate:
                 return False
             alive = [each for each in self._inside if not each.is_ending]
             same = [each for each in alive if each.source_address == source_address]
+            among, born_before = alive, time.monotonic() - YOUNG_S
             if len(same) >= self._most_of_one_source:
-                return self._make_room(same, born_before=time.monotonic() - YOUNG_S)
-            if len(alive) < self._most_connections:
+                among = same
+            elif len(alive) < self._most_connections:
                 return True
-            held = Counter(each.source_address for each in alive if each.is_half_open)
-            greediest, count = held.most_common(1)[0] if held else ("", 0)
-            if count > len(same):
-                theirs = [each for each in alive if each.source_address == greediest]
-                return self._make_room(theirs, born_before=time.monotonic())
-            return self._make_room(alive, born_before=time.monotonic() - YOUNG_S)
-
-    def _make_room(self, among: list[Association], born_before: float) -> bool:
-        for each in among:
-            if each.is_half_open and each.opened_s <= born_before:
-                each.note("half-open")
-                each.hang_up()
-                return True
-        return False
+            else:
+                held = Counter(each.source_address for each in alive if each.is_half_open)
+                greediest, count = held.most_common(1)[0] if held else ("", 0)
+                if count > len(same):
+                    among = [each for each in alive if each.source_address == greediest]
+                    born_before = time.monotonic()
+            closed = _close_oldest(among, born_before)
+        if closed is not None:
+            closed.note("half-open")  # whoever takes the note may take long; nobody waits for it
+        return closed is not None
 
     def enter(self, association: Association) -> None:
         """Count a connection; before its threads start."""
@@ -146,6 +143,15 @@ class Gate:
                 each.hang_up()
             self._lock.wait_for(lambda: not self._inside, timeout=LINGER_S)
         return len(left)
+
+
+def _close_oldest(among: list[Association], born_before: float) -> Association | None:
+    """Hang up one that is half-open and old enough, and give it."""
+    for each in among:
+        if each.is_half_open and each.opened_s <= born_before:
+            each.hang_up()
+            return each
+    return None
 
 
 class Server:

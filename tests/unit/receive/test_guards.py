@@ -19,6 +19,7 @@ from pynetdicom.sop_class import Verification
 from dicom_xai.dimse import MAX_PDU_BYTES
 from dicom_xai.receive.negotiation import read_request
 from dicom_xai.receive.upper_layer import Breach
+from dicom_xai.study import Sender
 from tests.make.associations import (
     HOST,
     Shelf,
@@ -333,6 +334,34 @@ def burst_s(count: int) -> float:
 @pytest.mark.promise("N5")
 def test_a_burst_of_connections_is_answered_to_the_last_within_two_seconds() -> None:
     assert any(burst_s(60) < 2.0 for _ in range(5))  # a machine may have other things to do
+
+
+@pytest.mark.promise("N2")
+def test_a_note_that_takes_long_keeps_no_other_connection_waiting() -> None:
+    class Slow(Shelf):
+        is_heard = threading.Event()
+
+        def refused(self, reason: str, sender: Sender, detail: str) -> None:
+            super().refused(reason, sender, detail)
+            if reason == "half-open":
+                self.is_heard.wait(20)
+
+    door = Slow()
+    with (
+        listening(door, acse_timeout_s=60, max_per_source=1) as scp,
+        ExitStack() as opened,
+    ):
+        opened.callback(door.is_heard.set)
+        port = scp.ports[0]
+        served = opened.enter_context(connected(port, association_request()))
+        assert next_pdu(served)[:1] == b"\x02"
+        for _ in range(33):
+            opened.enter_context(connected(port, b"\x01\x00"))
+        while "half-open" not in door.reasons():  # refused while all the others are young
+            opened.enter_context(connected(port, b"\x01\x00"))
+        started = time.monotonic()
+        assert scp.associations == 1
+        assert time.monotonic() - started < 10
 
 
 def test_a_house_full_of_half_open_connections_makes_room_for_a_good_peer() -> None:
