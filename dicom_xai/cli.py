@@ -234,6 +234,11 @@ def explain_model(
         str | None,
         typer.Option("--image", help="Input to explain; default: the first that holds an image."),
     ] = None,
+    low: Annotated[
+        float | None,
+        typer.Option("--low", help="Lowest value of that input; lrp-epsilon-gamma-box needs it."),
+    ] = None,
+    high: Annotated[float | None, typer.Option("--high", help="Highest value of it.")] = None,
 ) -> None:
     r"""Compile an explanation into any ONNX model: one run gives prediction and heatmap.
 
@@ -246,7 +251,11 @@ def explain_model(
     if method not in METHODS:
         near = nearest(method, list(METHODS)) or f"; known: {', '.join(METHODS)}"
         raise ConfigError(f"no method {method!r}{near}")
-    report = explain_file(model, to, method, layer=layer, output=output, image=image)
+    box = _box(low, high)
+    if box is not None and not METHODS[method].takes_box:
+        takers = ", ".join(name for name, way in METHODS.items() if way.takes_box)
+        raise ConfigError(f"--low and --high mean nothing to {method}; they are for {takers}")
+    report = explain_file(model, to, method, layer=layer, output=output, image=image, box=box)
     out.print(f"{to}: {report.method} of {report.output}", markup=False, soft_wrap=True)
     shape = " x ".join("free" if size is None else str(size) for size in report.layer_shape)
     out.print(f"  map on the grid of {report.layer} ({shape})", markup=False, soft_wrap=True)
@@ -541,6 +550,13 @@ def _destination(name: str, config: Path) -> Destination:
             f"--to: no destination {name!r} in {config}{near}; another address is AE@HOST:PORT"
         )
     return known[name]
+
+
+def _box(low: float | None, high: float | None) -> tuple[float, float] | None:
+    """The range that both options give; None where neither is there."""
+    if (low is None) != (high is None):
+        raise ConfigError("--low and --high go together: give both, or none")
+    return None if low is None or high is None else (low, high)
 
 
 def _tls(

@@ -29,7 +29,7 @@ from .methods import (
     Parametrised,
     method_of,
 )
-from .methods.question import Question
+from .methods.question import Box, Question
 from .select import ByTarget, Chosen, Scores, Selection
 
 COMPILER_VERSION = "9"
@@ -90,6 +90,7 @@ def compile(
     layer: str = "auto",
     output: str | None = None,
     image: str | None = None,
+    box: Box | None = None,
 ) -> Compiled:
     """Append an explanation to a model.
 
@@ -109,6 +110,9 @@ def compile(
     image : str, optional
         Name of the input that holds the image; by default the first with real values and three or
         more axes.
+    box : tuple of float, float, optional
+        Lowest and highest value that an image can hold as the model takes it, for the methods that
+        have `takes_box`; the others do not look at it.
 
     Returns
     -------
@@ -153,7 +157,9 @@ def compile(
             f"sums to 0; name the normalisation's output, {where.seen_through!r}"
         )
     chosen = select.choose(graph, scores)
-    ends = outputs(way, [Question(graph, scores, seed, picture, where) for seed in chosen.seeds])
+    ends = outputs(
+        way, [Question(graph, scores, seed, picture, where, box) for seed in chosen.seeds]
+    )
     if chosen.classes is not None:
         ends[ATTRIBUTION_CLASS] = chosen.classes
     compiled, added = assemble(graph, chosen, ends, picture)

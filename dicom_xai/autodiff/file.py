@@ -21,6 +21,7 @@ def explain_file(
     layer: str = "auto",
     output: str | None = None,
     image: str | None = None,
+    box: tuple[float, float] | None = None,
 ) -> Report:
     """Compile a file; the new one appears whole or not at all.
 
@@ -30,7 +31,7 @@ def explain_file(
         An ONNX model; weights beside it are read too and go into the new file.
     destination : Path
         Is overwritten.
-    method, layer, output, image : str
+    method, layer, output, image, box
         See `compile`. The class to explain is the new file's input `target`.
 
     Raises
@@ -40,7 +41,7 @@ def explain_file(
         `compile`.
     """
     try:
-        compiled = compile(loaded(source), method, layer=layer, output=output, image=image)
+        compiled = compile(loaded(source), method, layer=layer, output=output, image=image, box=box)
     except EncodeError as error:
         raise ConfigError(
             f"{source} is with its weights and what is added larger than the 2 GiB of one protobuf "

@@ -110,7 +110,11 @@ METHODS = MappingProxyType(
             ),
             Method("lrp-epsilon-plus", "image", LayerwiseRelevance("epsilon-plus")),
             Method("lrp-alpha-beta", "image", LayerwiseRelevance("alpha-beta")),
-            Method("deep-taylor", "image", LayerwiseRelevance("deep-taylor")),
+            Method(
+                "lrp-epsilon-gamma-box", "image", LayerwiseRelevance("epsilon-gamma-box"),
+                takes_box=True,
+            ),
+            Method("deep-taylor", "image", LayerwiseRelevance("deep-taylor"), takes_box=True),
             Method(
                 "attn-lrp", "image", attn_lrp,
                 equals_when_homogeneous=("input-x-gradient", "lrp-epsilon"),

@@ -15,6 +15,9 @@ from ..positions import image_layout
 from ..rules import GRADIENT
 from ..select import Scores
 
+Box = tuple[float, float]
+"""Lowest and highest value that an image can hold."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -30,6 +33,8 @@ class Question:
         ``(batch, channels, *spatial)``, or with the channels last.
     layer : Layer or None
         Where a CAM method looks; None for methods that look at the image.
+    box : tuple of float, float or None
+        Bounds of the image's values, in their own unit, where they are known.
     """
 
     graph: Graph
@@ -37,6 +42,7 @@ class Question:
     seed: Tensor
     image: Tensor
     layer: Layer | None
+    box: Box | None = None
 
     def gradient(self, at: Tensor, rules: Rules = GRADIENT) -> Tensor:
         """The seeded score's derivative at a tensor, shaped as it.
@@ -114,6 +120,8 @@ class Method:
         What a reader of the map has to know.
     warnings_when_signed : tuple of str
         The same, where the layer holds negative numbers.
+    takes_box : bool
+        Whether the map depends on the bounds of the image's values, where they are given.
     """
 
     name: str
@@ -125,3 +133,4 @@ class Method:
     sums_over_channels: bool = False
     warnings: tuple[str, ...] = ()
     warnings_when_signed: tuple[str, ...] = ()
+    takes_box: bool = False

@@ -15,7 +15,7 @@ from ..emit import Tensor
 from ..rerun import copied, rerun
 from ..rules import ATTNLRP, GRADIENT
 from ..rules import relevance as rules
-from .question import Answer, Question
+from .question import Answer, Box, Question
 
 Composite = Literal[
     "epsilon", "epsilon-plus", "alpha-beta", "epsilon-plus-flat", "epsilon-gamma-box", "deep-taylor"
@@ -37,7 +37,7 @@ class LayerwiseRelevance:
         Parameters of the rules of those names.
     low, high : float, optional
         Bounds of the image in the model input's unit, for z^B: what the window or the stored bits
-        allow, not what this image holds.
+        allow, not what this image holds. Without them, those that `compile` is given.
 
     Notes
     -----
@@ -63,13 +63,13 @@ class LayerwiseRelevance:
         start = score * q.seed
         if self.composite == "deep-taylor":
             start = graph.op("Relu", start)
-        table = self.rules(nodes, again)
+        table = self.rules(nodes, again, self.bounds(q.box))
         found = pull_back(graph, nodes, {score.name: start}, [again.name], table)
         if again.name not in found:
             raise ConfigError(f"no relevance of {q.scores.tensor.name!r} reaches the image")
         return Answer(q.opened(found[again.name]).sum([1]), {})
 
-    def rules(self, nodes: Sequence[onnx.NodeProto], image: Tensor) -> Rules:
+    def rules(self, nodes: Sequence[onnx.NodeProto], image: Tensor, box: Box | None) -> Rules:
         """The table of this composite on these nodes, fed with this image."""
         epsilon = rules.linear_rule(GRADIENT, rules.EPSILON, self.epsilon)
         plus = rules.linear_rule(GRADIENT, rules.POSITIVE)
@@ -84,20 +84,36 @@ class LayerwiseRelevance:
                 table, terms = rules.table(GRADIENT, plus, epsilon), rules.FLAT
             case "epsilon-gamma-box":
                 gamma = rules.gamma_rule(GRADIENT, self.gamma)
-                table, terms = rules.table(GRADIENT, gamma, epsilon), rules.box(*self.bounds())
+                table, terms = rules.table(GRADIENT, gamma, epsilon), within(box)
             case "deep-taylor":
-                table = rules.table(GRADIENT, plus, plus, rules.only_kinked)
-                terms = rules.SQUARED if self.low is None else rules.box(*self.bounds())
+                table, terms = rules.table(GRADIENT, plus, plus, rules.only_kinked), within(box)
         return rules.with_first(table, rules.linear_rule(GRADIENT, terms), nodes, image.name)
 
-    def bounds(self) -> tuple[float, float]:
-        """The box, which must be given."""
-        if self.low is None or self.high is None:
+    def bounds(self, given: Box | None) -> Box | None:
+        """The box, its own or the given one; None where z^B is not taken.
+
+        Raises
+        ------
+        ConfigError
+            It is missing and needed, or empty.
+        """
+        low, high = given or (None, None)
+        if self.low is not None or self.high is not None:
+            low, high = self.low, self.high
+        if low is None and high is None and self.composite != "epsilon-gamma-box":
+            return None
+        if low is None or high is None or not low < high:
             raise ConfigError(
-                f"{self.composite} needs the bounds of the image, low and high, in the model "
-                "input's unit"
+                f"{self.composite} needs the bounds of the image, low and high, and got {low} and "
+                f"{high}; give the range of the model's input (explain-model: --low, --high), or "
+                "use lrp, which needs none"
             )
-        return self.low, self.high
+        return low, high
+
+
+def within(box: Box | None) -> tuple[rules.Term, ...]:
+    """z^B, or w^2 where there are no bounds."""
+    return rules.SQUARED if box is None else rules.box(*box)
 
 
 def attn_lrp(q: Question) -> Answer:

@@ -540,17 +540,24 @@ def test_whether_classes_compete_may_be_said_where_the_graph_does_not(is_exclusi
     assert_close(found["attribution"], picture.grad.abs())
 
 
+BOX = (-6.0, 6.0)
+"""No value of the images is beyond."""
+
+
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"gradient-attention-rollout"}))
 def test_no_method_moves_a_prediction_or_depends_on_the_rest_of_the_batch(name: str) -> None:
     _, x, plain = case()
-    compiled = compile(plain, name)
+    compiled = compile(plain, name, box=BOX)
     together = run(compiled.model, x, target=TARGET)
     alone = run(compiled.model, x[1:], target=TARGET[1:])
     assert np.array_equal(together["scores"], run(plain, x)["scores"])
     assert_close(alone["attribution"], together["attribution"][1:])
 
 
-SCORE_IS_SHARED_OUT = {"lrp", "lrp-epsilon", "lrp-epsilon-plus", "lrp-alpha-beta", "deep-taylor"}
+SCORE_IS_SHARED_OUT = {
+    "lrp", "lrp-epsilon", "lrp-epsilon-plus", "lrp-alpha-beta", "lrp-epsilon-gamma-box",
+    "deep-taylor",
+}  # fmt: skip
 """Relevance adds up to the score, biases included: a constant is part of what is shared out."""
 
 

@@ -250,10 +250,30 @@ def test_relevance_is_conserved_through_batch_norms_that_do_not_shift(
     assert np.abs(total - scores).max() <= 1e-2 * np.abs(scores).max()
 
 
-def test_a_box_needs_its_bounds() -> None:
+@pytest.mark.parametrize(
+    "method",
+    [
+        "lrp-epsilon-gamma-box",
+        LayerwiseRelevance("epsilon-gamma-box"),
+        LayerwiseRelevance("epsilon-gamma-box", low=0.0),
+        LayerwiseRelevance("deep-taylor", low=1.0, high=-1.0),
+    ],
+)
+def test_a_box_needs_its_bounds(method: str | LayerwiseRelevance) -> None:
     _, _, model = case(2, True)
-    with pytest.raises(ConfigError, match="low and high"):
-        compile(model, LayerwiseRelevance("epsilon-gamma-box"))
+    with pytest.raises(ConfigError, match=r"low and high, and got .* use lrp"):
+        compile(model, method)
+
+
+@pytest.mark.parametrize(
+    ("name", "composite"),
+    [("lrp-epsilon-gamma-box", "epsilon-gamma-box"), ("deep-taylor", "deep-taylor")],
+)
+def test_a_method_by_name_takes_the_given_box(name: str, composite: str) -> None:
+    _, x, model = case(2, True)
+    found = run(compile(model, name, box=(-4.0, 4.0)).model, x, target=TARGET)
+    wanted = relevance(model, x, LayerwiseRelevance(composite, low=-4.0, high=4.0))
+    assert np.array_equal(found["attribution"], wanted)
 
 
 @pytest.mark.parametrize(

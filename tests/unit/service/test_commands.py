@@ -20,6 +20,7 @@ from dicom_xai.cli import app, main
 from dicom_xai.demo.pacs import StandInPACS
 from dicom_xai.demo.phantom import chest, head_ct
 from dicom_xai.infer.session import Device, Session
+from tests.make.networks import ResNet, exported, image, seeded
 
 CONFIG = """
 receive:
@@ -299,10 +300,26 @@ def test_explain_model_says_that_it_cannot_write_where_there_is_no_folder(
 def test_explain_model_explains_the_image_that_is_named(tmp_path):
     source, path = tmp_path / "two.onnx", tmp_path / "explained.onnx"
     onnx.save(two_views(), source)
-    for option, image in (((), "front"), (("--image", "side"), "side")):
+    for option, view in (((), "front"), (("--image", "side"), "side")):
         done = run("explain-model", str(source), "-o", str(path), "--method", "saliency", *option)
         assert done.exit_code == 0, done.output
-        assert f"map on the grid of {image} " in done.output
+        assert f"map on the grid of {view} " in done.output
+
+
+def test_explain_model_takes_the_range_of_the_image(tmp_path, capsys, monkeypatch):
+    source, path = tmp_path / "net.onnx", tmp_path / "explained.onnx"
+    x = image(2, 1, 12, 12)
+    onnx.save(exported(seeded(ResNet()), x, "torchscript", 17), source)
+    box = ("--method", "lrp-epsilon-gamma-box")
+    done = run("explain-model", str(source), "-o", str(path), *box, "--low", "-1", "--high", "1")
+    assert done.exit_code == 0, done.output
+    for options, words in (
+        (box, "explain-model: --low, --high"),
+        ((*box, "--low", "-1"), "--low and --high go together"),
+        ((*box, "--low", "1", "--high", "-1"), "got 1.0 and -1.0"),
+        (("--low", "-1", "--high", "1"), "they are for lrp-epsilon-gamma-box, deep-taylor"),
+    ):
+        assert words in refused(capsys, monkeypatch, source, "-o", path, *options)
 
 
 def two_views() -> onnx.ModelProto:
