@@ -67,8 +67,17 @@ class Deliveries:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    def claim(self, destination: str, lease_s: float) -> Outgoing | None:
-        """Take the next object for a destination: STAT before routine, then in order."""
+    def claim(
+        self, destination: str, lease_s: float, lease_s_per_mb: float = 0.0
+    ) -> Outgoing | None:
+        """Take the next object for a destination: STAT before routine, then in order.
+
+        Parameters
+        ----------
+        destination : str
+        lease_s, lease_s_per_mb : float
+            How long it is the caller's, and how much longer for each million of its bytes.
+        """
 
         def run(connection: Connection) -> Outgoing | None:
             now = self._db.now()
@@ -87,6 +96,10 @@ class Deliveries:
                 .join(job, job.c.id == result.c.job_id)
                 .where(result.c.id == row.result_id)
             ).one()
+            longer_s = lease_s_per_mb * made.size_bytes / 1e6
+            if longer_s > 1.0:  # most objects are small
+                until = now + lease_s + longer_s
+                DELIVERIES.change(connection, row.id, row.token, lease_until=until)
             source = connection.execute(
                 select(instance).where(instance.c.id == made.source_instance_id)
             ).one()

@@ -34,8 +34,9 @@ from dicom_xai.telemetry import Event
 
 T = TypeVar("T")
 
-#: Longer than the longest send; then another sender may try.
-LEASE_S = 120.0
+#: Longer than the longest send, by `Timeouts`; then another sender may try. Where an association
+#: was lost that was open before, the object is sent twice, and each takes its bytes' time.
+LEASE_S, LEASE_S_PER_MB = 180.0, 2.0
 #: A burst that does not end is told to the audit trail after so many objects.
 NOTE_AFTER = 64
 
@@ -113,7 +114,7 @@ class Outlet(DestinationLoop):
         ledger = self._context.ledger
         if self._breaker.is_open:
             return False
-        outgoing = ledger.deliveries.claim(self._name, LEASE_S)
+        outgoing = ledger.deliveries.claim(self._name, LEASE_S, LEASE_S_PER_MB)
         if outgoing is None:
             return False
         metrics = self._context.metrics

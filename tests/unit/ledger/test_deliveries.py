@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from dicom_xai.ledger import Ledger
 from dicom_xai.study import ObjectKind, Priority
@@ -62,6 +65,19 @@ def test_a_stale_token_changes_nothing(ledger: Ledger, tmp_path: Path) -> None:
     assert not ledger.deliveries.retry_later(stale, 0, "down")
     assert rows(tmp_path, "SELECT * FROM delivery") == before
     assert ledger.deliveries.sent(fresh, 0) is not None
+
+
+@pytest.mark.parametrize(("size_bytes", "longer_s"), [(400_000, 0), (400_000_000, 800)])
+def test_a_large_object_is_its_senders_for_as_long_as_its_bytes_may_take(
+    ledger: Ledger, tmp_path: Path, size_bytes: int, longer_s: float
+) -> None:
+    job = a_job(ledger)
+    ledger.jobs.finish(job, [replace(a_result(job), size_bytes=size_bytes)])
+    claimed_at = ledger.now()
+    assert ledger.deliveries.claim("pacs", LEASE_S, 2.0) is not None
+    [(until,)] = rows(tmp_path, "SELECT lease_until FROM delivery")
+    assert float(str(until)) - claimed_at == pytest.approx(LEASE_S + longer_s, abs=5.0)
+    assert ledger.deliveries.claim("pacs", LEASE_S) is None
 
 
 def test_a_unit_is_triaged_with_its_last_object_and_only_once(ledger: Ledger) -> None:
