@@ -140,7 +140,7 @@ def _read(value: bytes | tuple[object, ...], charset: bytes) -> _Said:
         warnings.simplefilter("ignore")
         try:
             text = decode_bytes(value, convert_encodings(names), set())
-        except (LookupError, UnicodeError):
+        except (LookupError, ValueError):  # the latter also where a name holds a NUL
             return _Said(value)
     if "\N{REPLACEMENT CHARACTER}" in text:
         return _Said(value)
