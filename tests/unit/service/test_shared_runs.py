@@ -162,6 +162,29 @@ def test_a_bad_study_in_a_shared_run_spoils_none_of_the_others_and_gets_its_own_
     assert "served.py" in str(line["error"])
 
 
+@pytest.mark.promise("C6")
+@pytest.mark.parametrize(
+    "files",
+    [(0.0, float("nan")), (0.0, float("inf")), (0.0, float("-inf"))],
+    ids=["NaN", "Inf", "-Inf"],
+    indirect=True,
+)
+def test_a_score_that_is_no_number_fails_the_study_and_no_result_claims_a_finding(
+    context: Context, tmp_path: Path
+) -> None:
+    receive_image(context, 0, is_white=True)
+    with working(context):
+        wait_until(lambda: states(tmp_path) == ["failed"], "answered")
+    [job] = jobs(tmp_path)
+    assert str(job["note"]) == "model phantom-cxr gave values that are not finite"
+    assert rows(tmp_path, "SELECT findings FROM job") == [{"findings": "[]"}]
+    [made] = rows(tmp_path, "SELECT kind, spool_key FROM result")
+    assert made["kind"] == "note"
+    said = dcmread(BytesIO(context.spool.read(str(made["spool_key"]))), stop_before_pixels=True)
+    assert "not performed" in str(said)
+    assert "Nodule" not in str(said)
+
+
 @pytest.mark.parametrize("files", [NO_SUCH_ROW], indirect=True)
 def test_a_run_that_loses_the_device_ends_the_worker_and_costs_no_other_job_its_answer(
     context: Context, tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
