@@ -385,7 +385,8 @@ def run(
                 error.add_note(f"seed {seed}, round {number}: {plan}")
                 raise
             if number % 20 == 19:
-                say(f"seed {seed}: {number + 1} rounds, {time.monotonic() - started:.0f} s")
+                took_s = time.monotonic() - started
+                say(f"seed {seed}: {number + 1} rounds, {took_s:.0f} s; {storm.counts}")
         counts = storm.check()
     finally:
         storm.close()
