@@ -4,8 +4,8 @@ A tensor that has one reader may vanish into a fused kernel. A second reader wou
 the runtime would fall back to the unfused kernels, and the prediction would change in its last
 bits. Two things prevent that:
 
-- a function that exporters spell out in small nodes (Gelu, LayerNormalization) is differentiated as
-  one *virtual* node, which reads nothing between its ends;
+- a function that exporters spell out in small nodes (Gelu, Swish, LayerNormalization,
+  RMSNormalization) is differentiated as one *virtual* node, which reads nothing between its ends;
 - a sum that is about to be fused with what follows is worked out anew for the backward, with its
   operands swapped: the same value, yet no common subexpression. A sum that becomes one Gemm with
   the product before it may be read; there it is the product that no new node reads.
@@ -26,9 +26,9 @@ from .prepare import Facts
 
 SWALLOWED = frozenset(
     {"Gelu", "FastGelu", "LayerNormalization", "SimplifiedLayerNormalization",
-     "SkipLayerNormalization"}
+     "SkipLayerNormalization", "RMSNormalization"}
 )  # fmt: skip
-"""What ONNX Runtime fuses with an Add before it (BiasGelu, SkipLayerNormalization)."""
+"""What ONNX Runtime fuses with an Add before it (BiasGelu, SkipLayerNormalization and its like)."""
 
 GEMM_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 """Element types for which it makes MatMul and Add one Gemm."""
@@ -67,6 +67,17 @@ class Reader:
         """Whether a tensor has the same value in every run."""
         return self.facts.has(name) and self.facts.constant(name) is not None
 
+    def other(self, node: onnx.NodeProto, name: str) -> str:
+        """The operand of a node of two that is not this one, or this one twice."""
+        return str(node.input[1] if node.input[0] == name else node.input[0])
+
+    def is_closed(self, inside: Sequence[onnx.NodeProto], last: onnx.NodeProto) -> bool:
+        """Whether nothing but these nodes reads what they make, the last one's output aside."""
+        outputs = {name for node in inside for name in node.output} - set(last.output)
+        return outputs.isdisjoint(self.kept) and all(
+            reader in inside for name in outputs for reader in self.readers[name]
+        )
+
     def operand(self, node: onnx.NodeProto, value: float) -> str | None:
         """The other operand of a node that has a constant of this value."""
         for index in (0, 1):
@@ -95,8 +106,8 @@ def recognised(model: onnx.ModelProto, facts: Facts) -> list[onnx.NodeProto]:
     virtual: dict[str, onnx.NodeProto] = {}
     hidden: set[str] = set()
     for node in model.graph.node:
-        match = MATCHERS.get(node.op_type)
-        found = match(reader, node) if match else None
+        matchers = MATCHERS.get(node.op_type, ())
+        found = next(filter(None, (match(reader, node) for match in matchers)), None)
         if found is not None:
             inside, whole = found
             virtual[whole.output[0]] = whole
@@ -122,27 +133,110 @@ def gelu(reader: Reader, erf: onnx.NodeProto) -> Match:
     if factor is None or not math.isclose(factor, wanted, rel_tol=1e-3):
         return None
     x = scaled.input[0]
-    plus = reader.only_reader(erf.output[0], "Add")
+    tail = half_of_one_plus(reader, erf)
+    if tail is None or tail[0] != x:
+        return None
+    _, inside, last = tail
+    return [scaled, erf, *inside], helper.make_node("Gelu", [x], [last.output[0]], name=last.name)
+
+
+def tanh_gelu(reader: Reader, tanh: onnx.NodeProto) -> Match:
+    """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), however the polynomial is written."""
+    tail = half_of_one_plus(reader, tanh)
+    found = None if tail is None else polynomial(reader, tanh.input[0], tail[0])
+    if tail is None or found is None:
+        return None
+    x, inside, last = tail
+    terms, below = found
+    inside = [*below, tanh, *inside]
+    c = math.sqrt(2 / math.pi)
+    wanted = {1: c, 3: c * 0.044715}
+    if terms.keys() != wanted.keys() or not reader.is_closed(inside, last):
+        return None
+    if not all(math.isclose(terms[power], wanted[power], rel_tol=1e-3) for power in wanted):
+        return None
+    whole = helper.make_node("Gelu", [x], [last.output[0]], name=last.name, approximate="tanh")
+    return inside, whole
+
+
+def half_of_one_plus(
+    reader: Reader, bent: onnx.NodeProto
+) -> tuple[str, list[onnx.NodeProto], onnx.NodeProto] | None:
+    """x, the nodes and the last of them, where they make 0.5 x (1 + bent) in any order."""
+    plus = reader.only_reader(bent.output[0], "Add")
     if plus is None or reader.operand(plus, 1) is None:
         return None
-    inside = [scaled, erf, plus]
     product = reader.only_reader(plus.output[0], "Mul")
     if product is None:
         return None
-    other = next(name for name in product.input if name != plus.output[0])
-    inside.append(product)
+    other = reader.other(product, plus.output[0])
     half = reader.maker(other, "Mul")
-    if other == x:
-        last = reader.only_reader(product.output[0], "Mul")
-        if last is None or reader.operand(last, 0.5) != product.output[0]:
-            return None
-        inside.append(last)
-    elif half is not None and reader.operand(half, 0.5) == x and reader.only_reader(other, "Mul"):
-        inside.append(half)
-        last = product
-    else:
+    x = None if half is None else reader.operand(half, 0.5)
+    if half is not None and x is not None and reader.only_reader(other, "Mul"):
+        return x, [plus, product, half], product
+    last = reader.only_reader(product.output[0], "Mul")
+    if last is None:
         return None
-    return inside, helper.make_node("Gelu", [x], [last.output[0]], name=last.name)
+    if reader.operand(product, 0.5) is not None:
+        return reader.other(last, product.output[0]), [plus, product, last], last
+    if reader.operand(last, 0.5) != product.output[0]:
+        return None
+    return other, [plus, product, last], last
+
+
+Terms = dict[int, float]
+"""A polynomial: the factor of each power."""
+
+
+def polynomial(reader: Reader, name: str, x: str) -> tuple[Terms, list[onnx.NodeProto]] | None:
+    """A tensor as a polynomial of another one, and the nodes that work it out."""
+    number = reader.number(name)
+    if name == x or number is not None:
+        return {1: 1.0} if name == x else {0: number or 0.0}, []
+    node = reader.maker(name, "Add", "Mul", "Pow")
+    if node is None:
+        return None
+    left = polynomial(reader, node.input[0], x)
+    right = polynomial(reader, node.input[1], x)
+    if left is None or right is None:
+        return None
+    (one, before), (other, beside) = left, right
+    nodes = [*before, *beside, node]
+    if node.op_type == "Add":
+        return {power: one.get(power, 0) + other.get(power, 0) for power in one | other}, nodes
+    if node.op_type == "Mul":
+        return product_of(one, other), nodes
+    if other.keys() != {0} or other[0] not in (2, 3):
+        return None
+    square = product_of(one, one)
+    return square if other[0] == 2 else product_of(square, one), nodes
+
+
+def product_of(one: Terms, other: Terms) -> Terms:
+    """Of two polynomials."""
+    result: Terms = defaultdict(float)
+    for power, factor in one.items():
+        for more, times in other.items():
+            result[power + more] += factor * times
+    return dict(result)
+
+
+def swish(reader: Reader, sigmoid: onnx.NodeProto) -> Match:
+    """x sigmoid(alpha x)."""
+    last = reader.only_reader(sigmoid.output[0], "Mul")
+    if last is None:
+        return None
+    x, inside, alpha = reader.other(last, sigmoid.output[0]), [sigmoid, last], 1.0
+    if sigmoid.input[0] != x:
+        scaled = reader.maker(sigmoid.input[0], "Mul")
+        number = None if scaled is None else reader.number(reader.other(scaled, x))
+        if scaled is None or number is None or x not in scaled.input:
+            return None
+        inside, alpha = [scaled, *inside], number
+    if not reader.is_closed(inside, last):
+        return None
+    whole = helper.make_node("Swish", [x], [last.output[0]], name=last.name, alpha=alpha)
+    return inside, whole
 
 
 def layer_norm(reader: Reader, root: onnx.NodeProto) -> Match:
@@ -190,6 +284,37 @@ def layer_norm(reader: Reader, root: onnx.NodeProto) -> Match:
     return [mean, centred, square, mean_square, plus, root, over, scaled, shifted], whole
 
 
+def rms_norm(reader: Reader, root: onnx.NodeProto) -> Match:
+    """x / sqrt(mean(x^2) + epsilon) * scale, over the last axes; or x (1 / sqrt(...)) * scale."""
+    plus = reader.maker(root.input[0], "Add")
+    epsilon = next(filter(None, map(reader.number, plus.input)), None) if plus else None
+    means = [reader.maker(name, "ReduceMean") for name in plus.input] if plus else []
+    mean = next(filter(None, means), None)
+    square = reader.maker(mean.input[0], "Pow") if mean else None
+    over = reader.only_reader(root.output[0], "Div", "Reciprocal")
+    if plus is None or epsilon is None or mean is None or square is None or over is None:
+        return None
+    x, inside, normed = square.input[0], [square, mean, plus, root, over], over
+    if over.op_type == "Reciprocal" or reader.number(over.input[0]) == 1:
+        times = reader.only_reader(over.output[0], "Mul")
+        if times is None or reader.other(times, over.output[0]) != x:
+            return None
+        inside, normed = [*inside, times], times
+    elif over.input[0] != x:
+        return None
+    last, axis = reader.only_reader(normed.output[0], "Mul"), last_axis(reader, mean)
+    if last is None or axis is None or reader.number(square.input[1]) != 2:
+        return None
+    scale = reader.other(last, normed.output[0])
+    inside.append(last)
+    if not (reader.is_constant(scale) and reader.is_closed(inside, last)):
+        return None
+    whole = helper.make_node(
+        "RMSNormalization", [x, scale], [last.output[0]], name=last.name, axis=axis, epsilon=epsilon
+    )
+    return inside, whole
+
+
 def last_axis(reader: Reader, mean: onnx.NodeProto) -> int | None:
     """The first of the reduced axes, if they are all the last ones."""
     shape = reader.facts.shape(mean.input[0])
@@ -203,9 +328,11 @@ def last_axis(reader: Reader, mean: onnx.NodeProto) -> int | None:
     return axes[0] if axes == list(range(axes[0], len(shape))) else None
 
 
-MATCHERS: dict[str, Callable[[Reader, onnx.NodeProto], Match]] = {
-    "Erf": gelu,
-    "Sqrt": layer_norm,
+MATCHERS: dict[str, tuple[Callable[[Reader, onnx.NodeProto], Match], ...]] = {
+    "Erf": (gelu,),
+    "Tanh": (tanh_gelu,),
+    "Sigmoid": (swish,),
+    "Sqrt": (layer_norm, rms_norm),
 }
 """Patterns by the operator that gives them away."""
 

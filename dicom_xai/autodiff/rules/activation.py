@@ -84,10 +84,14 @@ def hard_swish(n: Call, g: Tensor) -> Cotangents:
 
 
 def swish(n: Call, g: Tensor) -> Cotangents:
-    """s + alpha x s (1 - s) with s = sigmoid(alpha x)."""
+    """s (1 + alpha x (1 - s)) with s = sigmoid(alpha x).
+
+    1 - s is taken as sigmoid(-alpha x): the forward's own sigmoid, where it is a node, must keep
+    one reader or the runtime does not fuse it.
+    """
     x, alpha = n.input(), float(n.attribute("alpha", 1.0))
-    s = n.graph.op("Sigmoid", x * alpha)
-    return g * (s + x * alpha * s * (1 - s))
+    rest = n.graph.op("Sigmoid", x * -alpha)
+    return g * ((1 - rest) * (x * alpha * rest + 1))
 
 
 def mish(n: Call, g: Tensor) -> Cotangents:
