@@ -29,6 +29,7 @@ def test_scrape_example_is_valid() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.promise("P1")
 def test_rules_fire_when_they_should_and_only_then() -> None:
     promtool("test", "rules", "rules.test.yaml")
 
