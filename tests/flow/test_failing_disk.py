@@ -63,6 +63,8 @@ def test_what_cannot_be_synced_is_refused_and_afterwards_taken_without_a_human(
     before = running.role_process("receiver")
     with failing_syncs(site.folder, word, reason):
         assert [answer(site, lost.files[0]) for _ in range(3)] == [0xA700] * 3
+        if word == "/spool/":
+            wait_until(lambda: site.http("readyz")[0] == 503, "it is not ready")
         assert not rows(
             site.folder,
             "SELECT id FROM instance WHERE study_instance_uid = ?",
@@ -78,6 +80,7 @@ def test_what_cannot_be_synced_is_refused_and_afterwards_taken_without_a_human(
     for phantom in (lost, last):
         wait_until(lambda p=phantom: answer(site, p.files[0]) == 0x0000, "it is taken again")
         acknowledged[str(phantom.datasets[0].SOPInstanceUID)] = phantom.files[0]
+    wait_until(lambda: site.http("readyz")[0] == 200, "it is ready again")
     wait_until_idle(site.folder)
     units = {study_of(phantom) for phantom in (first, lost, last)}
     after = running.role_process("receiver")
