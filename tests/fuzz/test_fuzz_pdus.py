@@ -77,6 +77,7 @@ def test_no_stream_of_bytes_gets_through_the_receive_loop(
             caplog.clear()
 
         fuzz.run("pdus", trial, spoilt(conversations()), 1200)
+        fuzz.run_many("pdus", trial, conversations(), 8800)
         wait_until_all_have_ended()
         assert store(scp.ports[0], an_image()) == [0x0000]
 

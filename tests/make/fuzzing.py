@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ _TELLING = [
     *(bytes.fromhex(value) for value in ("ffffff7f", "00000080", "fffe00e0", "feff0de0")),
     *(b"../", b"\\", b"\x1b$B", b"\r\n", b"%n", b"'\"<", b"1e999", b"NaN", b"\xc0\x80"),
 ]
+#: Over, delete, insert, repeat, exchange, truncate.
+_ACCIDENTS = "oodirxt"
 
 
 class Fuzz:
@@ -79,9 +82,29 @@ class Fuzz:
         try:
             one()
         except BaseException:
-            digest = hashlib.sha256(failed).hexdigest()[:16]
-            (CORPUS / name / digest).write_bytes(failed)
+            _keep(name, failed)
             raise
+
+    def run_many(
+        self, name: str, trial: Callable[[bytes], None], wholes: Sequence[bytes], count: int
+    ) -> None:
+        """Try `count` of `wholes` with accidents, `times` over; the first failure is raised.
+
+        For a door that answers faster than hypothesis draws. What fails is kept as long as it is.
+        """
+        for number in range(count * self.times):
+            data = _spoilt_by(random.Random(f"{self.seed} {number}"), wholes)
+            self.tried[name] = self.tried.get(name, 0) + 1
+            try:
+                trial(data)
+            except BaseException:
+                _keep(name, data)
+                raise
+
+
+def _keep(name: str, data: bytes) -> None:
+    digest = hashlib.sha256(data).hexdigest()[:16]
+    (CORPUS / name / digest).write_bytes(data)
 
 
 @st.composite
@@ -91,20 +114,50 @@ def spoilt(draw: st.DrawFn, wholes: Sequence[bytes], most: int = 6) -> bytes:
     for _ in range(draw(st.integers(0, most))):
         at = draw(st.integers(0, len(data)))
         length = draw(st.one_of(st.integers(1, 8), st.integers(1, max(1, len(data)))))
-        match draw(st.sampled_from("oodirxt")):
-            case "o":
-                telling = draw(st.sampled_from(_TELLING))
-                data[at : at + len(telling)] = telling
-            case "d":
-                del data[at : at + length]
-            case "i":
-                data[at:at] = draw(st.one_of(st.binary(max_size=12), st.sampled_from(_TELLING)))
-            case "r":
-                data[at:at] = data[at : at + length] * draw(st.integers(1, 3))
-            case "x":
-                other = draw(st.sampled_from(wholes))
-                start = draw(st.integers(0, len(other)))
-                data[at : at + length] = other[start : start + length]
-            case "t":
-                del data[max(at, 1) :]
+        kind = draw(st.sampled_from(_ACCIDENTS))
+        put = b""
+        if kind == "o":
+            put = draw(st.sampled_from(_TELLING))
+        elif kind == "i":
+            put = draw(st.one_of(st.binary(max_size=12), st.sampled_from(_TELLING)))
+        elif kind == "r":
+            put = bytes(data[at : at + length]) * draw(st.integers(1, 3))
+        elif kind == "x":
+            other = draw(st.sampled_from(wholes))
+            start = draw(st.integers(0, len(other)))
+            put = other[start : start + length]
+        _spoil(data, kind, at, length, put)
     return bytes(data)
+
+
+def _spoilt_by(rng: random.Random, wholes: Sequence[bytes]) -> bytes:
+    """As `spoilt`, at least once, and drawn without hypothesis."""
+    data = bytearray(rng.choice(wholes))
+    for _ in range(rng.randint(1, 6)):
+        at = rng.randint(0, len(data))
+        length = rng.randint(1, rng.choice((8, max(1, len(data)))))
+        kind = rng.choice(_ACCIDENTS)
+        put = rng.choice(_TELLING)
+        if kind == "i" and rng.random() < 0.5:
+            put = rng.randbytes(rng.randint(1, 12))
+        elif kind == "r":
+            put = bytes(data[at : at + length]) * rng.randint(1, 3)
+        elif kind == "x":
+            other = rng.choice(wholes)
+            start = rng.randint(0, len(other))
+            put = other[start : start + length]
+        _spoil(data, kind, at, length, put)
+    return bytes(data)
+
+
+def _spoil(data: bytearray, kind: str, at: int, length: int, put: bytes) -> None:
+    if kind == "o":
+        data[at : at + len(put)] = put
+    elif kind == "d":
+        del data[at : at + length]
+    elif kind in "ir":
+        data[at:at] = put
+    elif kind == "x":
+        data[at : at + length] = put
+    else:
+        del data[max(at, 1) :]
