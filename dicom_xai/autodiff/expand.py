@@ -92,26 +92,28 @@ def has_body(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
     """Whether the operator is a function of the model or of its schema."""
     if any((item.domain, item.name) == (node.domain, node.op_type) for item in model.functions):
         return True
-    if not defs.has(node.op_type, node.domain):
-        return False
     schema = schema_of(node, model)
-    return bool(schema.has_function or schema.has_context_dependent_function)
+    return schema is not None and bool(schema.has_function or schema.has_context_dependent_function)
 
 
-def schema_of(node: onnx.NodeProto, model: onnx.ModelProto) -> defs.OpSchema:
-    """The operator's schema at the version that the model imports."""
+def schema_of(node: onnx.NodeProto, model: onnx.ModelProto) -> defs.OpSchema | None:
+    """The operator's schema at the version that the model imports; None where it has none."""
     imports = {item.domain.removeprefix("ai.onnx"): item.version for item in model.opset_import}
-    return defs.get_schema(node.op_type, imports[node.domain], node.domain)
+    version = imports.get(node.domain, 0)
+    if not defs.has(node.op_type, version, node.domain):
+        return None
+    return defs.get_schema(node.op_type, version, node.domain)
 
 
 def with_defaults(node: onnx.NodeProto, model: onnx.ModelProto) -> onnx.NodeProto:
     """The node with the defaults of its schema written out, which function bodies refer to."""
-    if not defs.has(node.op_type, node.domain):
+    schema = schema_of(node, model)
+    if schema is None:
         return node
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     given = {item.name for item in node.attribute}
-    for name, attribute in schema_of(node, model).attributes.items():
+    for name, attribute in schema.attributes.items():
         if name not in given and attribute.default_value.name:
             copy.attribute.append(attribute.default_value)
     return copy

@@ -23,7 +23,7 @@ from onnx import checker, defs, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from ..errors import ConfigError, UnsupportedOperatorError
-from .expand import body_of
+from .expand import body_of, schema_of
 
 Array = npt.NDArray[np.generic]
 Shape = tuple[int | None, ...]
@@ -141,8 +141,18 @@ class World:
         if any(name not in self.types for name in inputs):
             return
         try:
-            if defs.has(node.op_type, node.domain):
-                self._infer_by_schema(node, inputs)
+            schema = schema_of(node, self._model)
+            if schema is not None:
+                self._infer_by_schema(schema, node, inputs)
+            elif not node.domain and defs.has(node.op_type):
+                # ONNX Runtime saves what it fused so
+                raise UnsupportedOperatorError(
+                    node.op_type,
+                    node.domain,
+                    self._opsets.get("", 0),
+                    node_label(node),
+                    "the opset has no such operator; save the model at a later one",
+                )
             if any(self.shape(name) is None for name in node.output if name):
                 self._infer_by_body(node)
         except (shape_inference.InferenceError, checker.ValidationError) as error:
@@ -152,9 +162,11 @@ class World:
                 f"sizes (export it with the sizes it will be run at) and compile again"
             ) from error
 
-    def _infer_by_schema(self, node: onnx.NodeProto, inputs: list[str]) -> None:
+    def _infer_by_schema(
+        self, schema: defs.OpSchema, node: onnx.NodeProto, inputs: list[str]
+    ) -> None:
         found = shape_inference.infer_node_outputs(
-            defs.get_schema(node.op_type, self._opsets[node.domain], node.domain),
+            schema,
             node,
             {name: self.types[name] for name in inputs},
             {item.name: item for item in self._hints(node)},

@@ -48,6 +48,13 @@ def test_an_optimised_model_is_explained_like_the_original(
     assert np.array_equal(found["scores"], run(plain, x)["scores"])
 
 
+def test_an_operator_that_the_opset_does_not_have_yet_is_refused_by_name(tmp_path: Path) -> None:
+    plain = exported(seeded(ViT()), image(2, 1, 32, 32), "torchscript", 13)
+    with pytest.raises(UnsupportedOperatorError, match="save the model at a later one") as caught:
+        compile(optimised(plain, tmp_path / "optimised.onnx"), "saliency")
+    assert (caught.value.op_type, caught.value.opset) == ("LayerNormalization", 13)
+
+
 def test_a_leaky_fused_convolution_is_explained(tmp_path: Path) -> None:
     network, x = seeded(DynUNet()), image(2, 1, 16, 16)
     plain = optimised(exported(network, x, "torchscript", 17), tmp_path / "optimised.onnx")
