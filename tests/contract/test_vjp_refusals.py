@@ -30,6 +30,10 @@ REFUSED = [
           coordinate_transformation_mode="tf_crop_and_resize"), "region of interest"),
     (case("BatchNormalization", (5, 3, 2), *[np.ones(3)] * 4, outputs=3, training_mode=1),
      "training mode"),
+    (case("ConvTranspose", (5, 2, 5, 5), WEIGHTS[:2], strides=[2, 2], output_padding=[1, 1],
+          output_shape=[11, 11]), "say pads instead"),
+    (case("ConvTranspose", (5, 2, 5, 5), WEIGHTS[:2], strides=[2, 2], output_padding=[1, 1],
+          auto_pad="SAME_UPPER"), "say pads instead"),
     (case("Det", (5, 3, 3)), "no rule"),
     (case("Hardmax", (5, 3)), "no rule"),
 ]  # fmt: skip

@@ -60,8 +60,12 @@ def transposed_window_of(n: Call, kernel: Sequence[int]) -> Window:
     strides = list(n.attribute("strides", [1] * count))
     dilations = list(n.attribute("dilations", [1] * count))
     pads = list(n.attribute("pads", [0] * 2 * count))
-    mode = n.attribute("auto_pad", "NOTSET")
-    if mode == "NOTSET" and n.attribute("output_shape"):
+    mode, wanted = n.attribute("auto_pad", "NOTSET"), n.attribute("output_shape")
+    if any(n.attribute("output_padding", ())) and (wanted or mode.startswith("SAME")):
+        raise n.refuse(
+            "runtimes disagree on output_padding beside output_shape or auto_pad; say pads instead"
+        )
+    if mode == "NOTSET" and wanted:
         mode = "SAME_LOWER"
     starts, ends = [], []
     for axis in range(count):
