@@ -146,6 +146,9 @@ PRODUCTS = [
     case("ConvTranspose", (N, 2, 4, 4), floats(2, 3, 3, 3), dilations=[2, 1]),
     case("ConvTranspose", (N, 2, 4, 4), floats(2, 3, 3, 3), pads=[0, 1, 2, 1]),
     case("ConvTranspose", (N, 1, 3, 4, 3), floats(1, 2, 2, 2, 2), strides=[2, 2, 2]),
+    case("ConvTranspose", (N, 2, 5, 4), floats(2, 3, 3, 3), strides=[2, 2], auto_pad="SAME_UPPER"),
+    case("ConvTranspose", (N, 2, 5, 4), floats(2, 3, 3, 3), strides=[2, 2], auto_pad="SAME_LOWER"),
+    case("Conv", (N, 16, 9, 8), floats(3, 16, 3, 3), dilations=[2, 1], pads=[0, 1, 2, 1]),
 ]  # fmt: skip
 
 POOLINGS = [
@@ -160,6 +163,9 @@ POOLINGS = [
     case("MaxPool", (N, 2, 9, 8), opset=13, kernel_shape=[3, 2], strides=[2, 3], ceil_mode=1),
     case("MaxPool", (N, 2, 9, 8), opset=13, kernel_shape=[2, 2], dilations=[2, 3]),
     case("MaxPool", (N, 1, 5, 6, 5), opset=13, kernel_shape=[3, 2, 3], strides=[2, 2, 2]),
+    case("MaxPool", (N, 2, 9, 8), kernel_shape=[3, 2], strides=[2, 2], auto_pad="SAME_UPPER"),
+    case("MaxPool", (N, 2, 9, 8), opset=13, kernel_shape=[3, 2], strides=[2, 2],
+         auto_pad="SAME_UPPER"),
     case("AveragePool", (N, 2, 9), kernel_shape=[3], strides=[2], pads=[1, 1]),
     case("AveragePool", (N, 2, 8, 6), kernel_shape=[2, 3], strides=[2, 3]),
     case("AveragePool", (N, 2, 9, 8), kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
@@ -169,6 +175,11 @@ POOLINGS = [
     case("AveragePool", (N, 2, 8, 8), kernel_shape=[3, 3], strides=[1, 1], pads=[1, 1, 1, 1]),
     case("AveragePool", (N, 2, 8, 7), kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER"),
     case("AveragePool", (N, 1, 5, 6, 4), kernel_shape=[2, 2, 2], strides=[2, 2, 2]),
+    case("AveragePool", (N, 1, 7, 6, 8), kernel_shape=[3, 2, 3], strides=[2] * 3,
+         pads=[1, 0, 1, 1, 1, 1]),
+    case("AveragePool", (N, 2, 8, 9), kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4,
+         ceil_mode=1, count_include_pad=1),
+    case("AveragePool", (N, 2, 9, 10), opset=19, kernel_shape=[3, 2], dilations=[2, 3]),
     case("GlobalAveragePool", (N, 3, 4, 5)),
     case("GlobalMaxPool", (N, 3, 4, 5)),
 ]  # fmt: skip
@@ -279,6 +290,10 @@ RESAMPLING = [
          exclude_outside=1),
     case("Resize", (N, 1, 8, 9), None, None, ints(3, 4), axes=[2, 3], mode="linear", antialias=1),
     case("Resize", (N, 1, 8, 9), None, None, ints(3, 4), axes=[2, 3], mode="cubic", antialias=1),
+    case("Resize", (N, 1, 4, 5), None, None, ints(8, 8), axes=[2, 3], mode="linear",
+         keep_aspect_ratio_policy="not_larger"),
+    case("Resize", (N, 1, 4, 5), None, None, ints(8, 8), axes=[2, 3], mode="linear",
+         keep_aspect_ratio_policy="not_smaller"),
     case("Resize", (N, 2, 3), None, np.array([1, 1, 3], np.float32), mode="nearest"),
     case("Resize", (N, 1, 2, 3, 2), None, np.array([1, 1, 2, 2, 3], np.float32), mode="linear"),
 ]  # fmt: skip
