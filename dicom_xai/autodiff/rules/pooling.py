@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from onnx import helper
@@ -11,7 +12,7 @@ from ..call import Call, Cotangents, Rules
 from ..emit import Tensor
 from ..prepare import Array
 from .index import SCATTER_ADD_OPSET, added, zeros_like
-from .layout import repeat
+from .layout import place, repeat
 from .linear import transposed
 from .window import Window, window_of
 
@@ -68,7 +69,11 @@ def max_pool(n: Call, g: Tensor) -> Cotangents:
 
 
 def first_hits(n: Call, g: Tensor) -> Tensor:
-    """The same without indices: patches by a one-hot Conv, the first that equals the maximum."""
+    """The same without indices: of all taps the first that equals the maximum.
+
+    Taps are cut out by Slice, which copies: a one-hot Conv would round them where a GPU has TF32,
+    and nothing would equal the maximum.
+    """
     x, y, graph = n.input(), n.output(), n.graph
     spec = window_of(n, n.attribute("kernel_shape"))
     dtype = helper.tensor_dtype_to_np_dtype(x.dtype)
@@ -80,15 +85,11 @@ def first_hits(n: Call, g: Tensor) -> Tensor:
     sizes = [x.size(axis) for axis in range(2, x.rank)]
     windows = [y.size(axis) for axis in range(2, y.rank)]
     over = [max(end, 0) for end in spec.ends]
-    patches = graph.op(
-        "Conv",
-        x.reshape(-1, 1, *sizes),
-        weights,
-        kernel_shape=spec.kernel,
-        strides=spec.strides,
-        dilations=spec.dilations,
-        pads=[*spec.starts, *over],
-    )
+    padded = x.reshape(-1, 1, *sizes)
+    for axis, (start, size, end) in enumerate(zip(spec.starts, sizes, over, strict=True)):
+        if start or end:
+            padded = place(padded, axis + 2, range(start, start + size), start + size + end)
+    patches = graph.concat([tap_of(padded, spec, tap, windows) for tap in taps], 1)
     hit = patches.equals(y.reshape(-1, 1, *windows)) & graph.constant(
         inside_of(spec, sizes, windows)
     )
@@ -96,6 +97,19 @@ def first_hits(n: Call, g: Tensor) -> Tensor:
     first = hit & before.equals(0)
     given = graph.where(first, g.reshape(-1, 1, *windows), 0)
     return transposed(graph, given, weights, spec).reshape_like(x)
+
+
+def tap_of(padded: Tensor, spec: Window, tap: Sequence[int], windows: Sequence[int]) -> Tensor:
+    """One tap of every window, ``(images, 1, *windows)``."""
+    ints, axes = padded.graph.ints, range(2, padded.rank)
+    first = [index * dilation for index, dilation in zip(tap, spec.dilations, strict=True)]
+    stops = [
+        start + (count - 1) * stride + 1
+        for start, count, stride in zip(first, windows, spec.strides, strict=True)
+    ]
+    return padded.graph.op(
+        "Slice", padded, ints(first), ints(stops), ints(axes), ints(spec.strides)
+    )
 
 
 def inside_of(spec: Window, sizes: list[int], windows: list[int]) -> Array:
