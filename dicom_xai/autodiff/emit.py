@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from .fusion import recognised, swallowed
+from .fusion import recognised, rounded, swallowed
 from .prepare import Array, Facts, Shape
 
 INT64_MIN, INT64_MAX = np.iinfo(np.int64).min, np.iinfo(np.int64).max
@@ -307,6 +307,7 @@ class Graph:
         self.facts = Facts(model)
         self.forward = recognised(model, self.facts)
         self._swallowed = swallowed(model, self.facts, self.forward)
+        self._rounded = rounded(model, self.facts, self.forward)
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.prefix = free_prefix(model)
@@ -430,6 +431,11 @@ class Graph:
 
     def readable(self, name: str) -> str:
         """The name under which a tensor can be read without stopping a fusion."""
+        if name in self._rounded:
+            quantise = self._rounded[name]
+            levels = [self.tensor(item) for item in (quantise.output[0], *quantise.input[1:])]
+            axis = attributes_of(quantise).get("axis")
+            return self.op("DequantizeLinear", *levels, axis=axis).name
         if name not in self._swallowed:
             return name
         left, right = self._swallowed[name].input

@@ -2,13 +2,15 @@
 
 A tensor that has one reader may vanish into a fused kernel. A second reader would keep it alive,
 the runtime would fall back to the unfused kernels, and the prediction would change in its last
-bits. Two things prevent that:
+bits. Three things prevent that:
 
 - a function that exporters spell out in small nodes (Gelu, Swish, LayerNormalization,
   RMSNormalization) is differentiated as one *virtual* node, which reads nothing between its ends;
 - a sum that is about to be fused with what follows is worked out anew for the backward, with its
   operands swapped: the same value, yet no common subexpression. A sum that becomes one Gemm with
-  the product before it may be read; there it is the product that no new node reads.
+  the product before it may be read; there it is the product that no new node reads;
+- what is rounded to 8 bits next is read as the model goes on with it, from the integers: between
+  them the runtime computes with integers alone.
 
 The forward nodes themselves are never touched.
 """
@@ -357,6 +359,29 @@ def swallowed(
             is_bias = last.output[0] in found and any(map(reader.is_constant, node.input))
             if last.op_type in SWALLOWED or is_bias:
                 found[node.output[0]] = node
+    return found
+
+
+MAXIMA = frozenset({"MaxPool", "GlobalMaxPool", "ReduceMax", "Max", "Min"})
+"""Their own value is compared with what it was taken of, and is the same in integers."""
+
+
+def rounded(
+    model: onnx.ModelProto, facts: Facts, nodes: Sequence[onnx.NodeProto]
+) -> dict[str, onnx.NodeProto]:
+    """What makes integers of a tensor that nothing else reads, by the tensor's name.
+
+    Parameters as `swallowed`.
+    """
+    reader = Reader(nodes, facts, {item.name for item in model.graph.output})
+    found: dict[str, onnx.NodeProto] = {}
+    for node in nodes:
+        name = node.output[0]
+        last = reader.only_reader(name, "QuantizeLinear")
+        if last is not None and node.op_type not in MAXIMA:
+            is_even = facts.has(name) and facts.dtype(name) == facts.dtype(last.input[1])
+            if is_even and not any(item.name == "block_size" for item in last.attribute):
+                found[name] = last
     return found
 
 

@@ -7,7 +7,7 @@ Straight-through estimator: Bengio et al. 2013, arXiv 1308.3432, section 3.
 from __future__ import annotations
 
 import numpy as np
-from onnx import helper
+from onnx import TensorProto, helper
 
 from ..call import Call, Cotangents, Rules
 from ..emit import Tensor
@@ -29,22 +29,17 @@ def scale_of(n: Call) -> Tensor:
 
 
 def quantize_linear(n: Call, g: Tensor) -> Cotangents:
-    """1/scale where the integer type can hold the value, 0 where it was clipped."""
-    x, kind = n.input(), helper.tensor_dtype_to_np_dtype(n.output().dtype)
+    """1/scale, but 0 at the integer's lowest value: there a Relu may be hidden.
+
+    From the integers, so that the runtime's own arithmetic with them stays. The highest value
+    passes: it is as often reached as clipped, and is where the strongest evidence is.
+    """
+    kind = helper.tensor_dtype_to_np_dtype(n.output().dtype)
     if kind not in (np.int8, np.uint8, np.int16, np.uint16):
         raise n.refuse("its type is not an integer of 8 or 16 bits; quantise to one")
     n.graph.notes.append(STRAIGHT_THROUGH)
-    scale = scale_of(n).cast(x.dtype)
-    level = n.graph.op("Round", x / scale)
-    zero = n.optional(2)
-    if zero is not None:
-        shape = (1,) if zero.rank == 0 else scale.shape
-        level = level + zero.cast(x.dtype).reshape(
-            *[-1 if item is None else item for item in shape]
-        )
-    limits = np.iinfo(kind)
-    fits = (level > limits.min - 1) & (level < limits.max + 1)
-    return (g / scale).masked(fits)
+    level = n.output().cast(TensorProto.INT32)  # runtimes compare few types
+    return (g / scale_of(n).cast(g.dtype)).masked(level > np.iinfo(kind).min)
 
 
 def dequantize_linear(n: Call, g: Tensor) -> Cotangents:
