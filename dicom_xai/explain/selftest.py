@@ -112,7 +112,8 @@ def gradient_error(plain: Model, threads: int = 0) -> float:
         image=plain.input_name,
     )
     score = compiled.report.output  # before a final activation
-    # Differences of scores do not bear TF32's 10 bits: on a GPU both graphs run without it here.
+    # Differences of scores do not bear TF32's 10 bits: on a GPU both graphs run without it here, and
+    # the map that is served with it is only seen to be finite, by `compare`.
     session = Session(compiled.model.SerializeToString(), plain.device, threads, tf32=False)
     forward = plain.session
     if score != plain.output_name or plain.device.kind != "cpu":
@@ -181,7 +182,13 @@ def applicability(plain: Model) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for name in METHODS:
         try:
-            autodiff.compile(plain.proto, name, output=plain.output_name, image=plain.input_name)
+            autodiff.compile(
+                plain.proto,
+                name,
+                layer=plain.card.heatmap.layer,
+                output=plain.output_name,
+                image=plain.input_name,
+            )
         except ConfigError as error:
             reasons[name] = str(error)
         else:

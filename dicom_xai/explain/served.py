@@ -72,7 +72,13 @@ class ServedModel:
             self._graphs[explainer.name] = graph
             self._sessions[explainer.name] = session
         #: See `selftest.gradient_error`; None where the whole model cannot be differentiated.
-        self.gradient_error = self._check_gradient(threads)
+        self.gradient_error: float | None = None
+        #: Why it cannot; a CAM needs the head's derivative alone, and that one was compiled.
+        self.no_gradient = ""
+        try:
+            self.gradient_error = gradient_error(self._plain, threads)
+        except UnsupportedOperatorError as error:
+            self.no_gradient = str(error)
         self.costs = self._measure(clock)
 
     def graph(self, explainer: str) -> ExplainedGraph:
@@ -153,13 +159,6 @@ class ServedModel:
     def applicability(self) -> dict[str, str]:
         """Every known method, and why it does not apply to this model; empty where it does."""
         return applicability(self._plain)
-
-    def _check_gradient(self, threads: int) -> float | None:
-        try:
-            return gradient_error(self._plain, threads)
-        except UnsupportedOperatorError:
-            # a CAM needs the head's derivative alone, and that one was compiled
-            return None
 
     def _measure(self, clock: Callable[[], float]) -> Costs:
         """Run every session on several sizes of batch."""

@@ -23,6 +23,7 @@ class ModelReport:
     largest_difference: float
     backward_nodes: dict[str, int]
     gradient_error: float | None
+    no_gradient: str
     does_not_apply: dict[str, str]
     seconds_per_image: float
     plain_seconds_per_image: float
@@ -108,6 +109,7 @@ def _model_reports(config: Config, asked: str) -> list[ModelReport]:
             largest_difference=test.largest_difference,
             backward_nodes=dict(test.backward_nodes),
             gradient_error=served.gradient_error,
+            no_gradient=served.no_gradient,
             does_not_apply={name: why for name, why in served.applicability().items() if why},
             seconds_per_image=served.costs.seconds(explainer, 1),
             plain_seconds_per_image=served.costs.seconds("", 1),

@@ -126,4 +126,7 @@ class LiveModels:
                     explainer=explainer,
                     layer=model.graph(explainer).layer,
                     backward=dict(test.backward_nodes),
+                    difference=test.largest_difference,
+                    gradient_error=model.gradient_error,
+                    reason=model.no_gradient,
                 )

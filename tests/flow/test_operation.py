@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ import pytest
 
 from dicom_xai.deliver.storage_scu import StorageSCU
 from dicom_xai.demo.site import Site
+from dicom_xai.explain.selftest import GRADIENT_TOLERANCE
 from tests.flow.conftest import ROUTES_TO_PACS
 from tests.make.books import answers, jobs_of, metric, rows, wait_for_jobs, wait_until
 from tests.make.command import START_TIMEOUT_S, Running, command
@@ -52,6 +54,16 @@ def test_the_service_is_alive_at_once_and_ready_once_models_are_warm(service: Se
     assert all(alive == 200 for _, alive, _ in answered)
     assert all(ready == 503 for ready, _, is_warm in answered if not is_warm)
     assert answered[-1] == (200, 200, True)
+
+
+def test_the_log_tells_what_the_self_test_of_each_model_showed(service: Service) -> None:
+    _, running, _ = service
+    loaded = [json.loads(line) for line in running.lines if '"model-loaded"' in line]
+    assert loaded
+    for line in loaded:
+        assert line["difference"] == 0
+        assert 0 < line["gradient_error"] < GRADIENT_TOLERANCE
+        assert line["reason"] == ""
 
 
 def test_each_series_is_shown_once(service: Service) -> None:

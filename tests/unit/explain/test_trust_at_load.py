@@ -76,6 +76,12 @@ def test_each_method_applies_or_says_why_not(cxr_card):
     assert "attention" in found["gradient-attention-rollout"]
 
 
+def test_methods_are_tried_on_the_layer_of_the_card(cxr_card):
+    heatmap = cxr_card.heatmap.model_copy(update={"layer": "nowhere"})
+    found = applicability(Model(cxr_card.model_copy(update={"heatmap": heatmap}), CPU, 1))
+    assert "nowhere" in found["grad-cam"]
+
+
 def test_a_graph_that_ends_in_its_activation_is_judged_before_it(cxr_card, tmp_path):
     model = onnx.load(cxr_card.file)
     model.graph.node.append(helper.make_node("Sigmoid", ["logits"], ["scores"], name="end"))
