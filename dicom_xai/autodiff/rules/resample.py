@@ -133,28 +133,29 @@ def positions(mode: str, size: int, out: int, scale: float, real: type[np.floati
     """Where each output lies on the input's axis; the table of Resize's schema."""
     i, step, half = np.arange(out, dtype=real), real(scale), real(0.5)
     if mode == "align_corners":
-        return i * real(size - 1) / real(out - 1) if out > 1 else i
+        return np.asarray(i * real(size - 1) / real(max(out - 1, 1)))
     if mode == "asymmetric":
-        return i / step
+        return np.asarray(i / step)
     if mode == "pytorch_half_pixel" and out == 1:
         return i
     if mode == "half_pixel_symmetric":
         apart = real(size / 2) * (1 - real(out) / (step * real(size)))
         wide = float(apart) + (i.astype(np.float64) + 0.5) / float(step) - 0.5
         return wide.astype(real)
-    return (i + half) / step - half
+    return np.asarray((i + half) / step - half)
 
 
 def nearest(x: Positions, mode: str, size: int) -> npt.NDArray[np.int64]:
     """The input that each output copies."""
-    below = np.floor(x)
-    past = (x - below).astype(np.float64) - 0.5
+    wide = x.astype(np.float64)
+    below = np.floor(wide)
+    past = wide - below - 0.5
     rounded = {
-        "round_prefer_floor": lambda: below + (past >= TIE),
-        "round_prefer_ceil": lambda: below + (past > -TIE),
-        "floor": lambda: below,
-        "ceil": lambda: np.ceil(x),
-    }[mode]()
+        "round_prefer_floor": below + (past >= TIE),
+        "round_prefer_ceil": below + (past > -TIE),
+        "floor": below,
+        "ceil": np.ceil(wide),
+    }[mode]
     return rounded.clip(0, size - 1).astype(np.int64)
 
 
