@@ -112,8 +112,8 @@ def gradient_error(plain: Model, threads: int = 0) -> float:
         image=plain.input_name,
     )
     score = compiled.report.output  # before a final activation
-    # Differences of scores do not bear TF32's 10 bits: on a GPU both graphs run without it here, and
-    # the map that is served with it is only seen to be finite, by `compare`.
+    # Differences of scores do not bear TF32's 10 bits: on a GPU both graphs run without it here.
+    # Of the map that is served with it only `compare` sees something: that it is finite.
     session = Session(compiled.model.SerializeToString(), plain.device, threads, tf32=False)
     forward = plain.session
     if score != plain.output_name or plain.device.kind != "cpu":
