@@ -20,6 +20,7 @@
     │  └─ IdentityError                nothing is sent
     ├─ TransientError              retried with backoff
     │  ├─ DestinationUnavailableError
+    │  │  ├─ NotReachedError             no association; nothing of the object went out
     │  │  └─ NotNowError                 one object; the destination serves others
     │  ├─ LedgerBusyError
     │  └─ DeviceBusyError
@@ -141,6 +142,10 @@ class TransientError(DicomXaiError):
 
 class DestinationUnavailableError(TransientError):
     """A destination did not answer, or asked us to come back."""
+
+
+class NotReachedError(DestinationUnavailableError):
+    """No association with a destination could be had, so no object of ours can be the cause."""
 
 
 class NotNowError(DestinationUnavailableError):

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from dicom_xai.deliver.requestor import Connection, Timeouts, associate, drop, why_not
-from dicom_xai.errors import DestinationUnavailableError
+from dicom_xai.errors import DestinationUnavailableError, NotReachedError
 from dicom_xai.tls import Credentials, Rotation
 
 if TYPE_CHECKING:
@@ -108,12 +108,12 @@ class Line:
 
         Raises
         ------
-        DestinationUnavailableError
+        NotReachedError
             No connection, no answer, or a rejection.
         """
         self._drop()
         if self._is_hung_up:
-            raise self._unavailable("was hung up on: the sender stops")
+            raise NotReachedError(self._say("was hung up on: the sender stops"))
         try:
             association = associate(
                 self._destination,
@@ -125,13 +125,13 @@ class Line:
                 handlers,
             )
         except OSError as error:  # the host's name has no address
-            raise self._unavailable("has no address that can be found") from error
+            raise NotReachedError(self._say("has no address that can be found")) from error
         self._association = association
         self._socket = association.dul.socket.socket
         if not association.is_established:
             reason = why_not(association, self._timeouts, has_tls=self.credentials is not None)
             self._drop()
-            raise self._unavailable(reason + purpose)
+            raise NotReachedError(self._say(reason + purpose))
         return association
 
     def _note_wire(self, wire: Connection) -> None:

@@ -23,6 +23,7 @@ from dicom_xai.errors import (
     IdentityError,
     LedgerBusyError,
     NotNowError,
+    NotReachedError,
 )
 from dicom_xai.ledger import Outgoing, Triaged
 from dicom_xai.service.audited import Tally, note_sent
@@ -129,7 +130,9 @@ class Outlet(DestinationLoop):
             self._retry(outgoing, str(error), pause_s)
             return True
         except DestinationUnavailableError as error:
-            self._retry(outgoing, str(error), self._breaker.failed())
+            # nothing overtakes what found nobody; what may itself break associations makes room
+            has_place = isinstance(error, NotReachedError)
+            self._retry(outgoing, str(error), self._breaker.failed(), keeps_place=has_place)
             return True
         except (IdentityError, CannotUnderstandError, OSError) as error:
             reason = f"not sent: {error}" if not isinstance(error, OSError) else "bytes are gone"
@@ -188,10 +191,12 @@ class Outlet(DestinationLoop):
             identity.compare(identity.read_block(source), identity.read_block(file))
         return file
 
-    def _retry(self, outgoing: Outgoing, reason: str, pause_s: float) -> None:
-        """Put one object back for so long."""
-        deliveries = self._context.ledger.deliveries
-        self._tell(lambda: deliveries.retry_later(outgoing, pause_s, reason))
+    def _retry(
+        self, outgoing: Outgoing, reason: str, pause_s: float, *, keeps_place: bool = False
+    ) -> None:
+        """Put one object back for so long, or where it was while its destination rests so long."""
+        deliveries, own_s = self._context.ledger.deliveries, 0.0 if keeps_place else pause_s
+        self._tell(lambda: deliveries.retry_later(outgoing, own_s, reason))
         self._context.metrics.deliveries.labels(self._name, "transient").inc()
         self._context.log.warning(
             Event.DELIVERY_RETRIED,

@@ -112,3 +112,19 @@ def test_results_outlast_hours_without_a_pacs_and_go_once_each_study_in_its_orde
     for study in made.values():
         assert [uid for uid in arrived if uid in study] == study
     assert oldest_s(context) == 0
+
+
+@pytest.mark.promise("P1")
+def test_what_was_tried_while_a_pacs_was_away_still_goes_before_what_was_not(
+    context: Context, tmp_path: Path
+) -> None:
+    made = fill(context, 1, 5)
+    peer = ScriptedPeer().start()
+    peer.stop()
+    place = parse_address(f"PACS@127.0.0.1:{peer.port}", "DICOM_XAI")
+    with running(Outlet(context, "pacs", place, random.Random(1))):
+        wait_until(lambda: put_back(tmp_path) >= 2, "tried again")
+        peer.start()
+        wait_until(lambda: not context.ledger.upkeep.depths().outbox, "all are there")
+    peer.stop()
+    assert [list(peer.kept)] == list(made.values())
