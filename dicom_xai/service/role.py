@@ -210,13 +210,17 @@ def _serve(name: RoleName, path: Path, make: Callable[[Context], Role], log: Log
 
 
 class _Asked:
-    """What signals ask of this process: to stop, or to read its config again."""
+    """What signals ask of this process: to stop, or to read its config again.
+
+    The supervisor starts a role with SIGHUP blocked: one that comes before this waits for it.
+    """
 
     def __init__(self) -> None:
         self._signals: set[int] = set()
         self._wake = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
     def to_stop(self, within_s: float) -> bool:
         """Wait for a signal, so long at most; True when one has said to stop."""

@@ -215,7 +215,12 @@ class Supervisor:
             SOCKET_VARIABLE: str(child.socket.path),
             MULTIPROCESS_VARIABLE: str(folder),
         }
-        child.process = subprocess.Popen(command, env=environment, process_group=0)
+        # a role that has no handler yet would die of a reload; the mask is inherited
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        try:
+            child.process = subprocess.Popen(command, env=environment, process_group=0)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         child.started_at = child.alive_at = time.monotonic()
 
     def _prove_and_reload(self, context: Context) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -73,3 +74,21 @@ def test_a_config_that_a_role_cannot_use_is_named() -> None:
 
     assert ended_as_event(Log(stream), refuse) == 2
     assert json.loads(stream.getvalue())["reason"] == "devices: no such device; change it there"
+
+
+def test_a_reload_that_is_asked_for_before_a_role_listens_waits_for_it() -> None:
+    early = (
+        "import os, signal\n"
+        "os.kill(os.getpid(), signal.SIGHUP)\n"
+        "from dicom_xai.service.role import _Asked\n"
+        "asked = _Asked()\n"
+        "print(asked.to_stop(10.0), asked.to_reload(), asked.to_reload())"
+    )
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # as the supervisor starts a role
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", early], capture_output=True, text=True, timeout=60, check=True
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    assert done.stdout.split() == ["False", "True", "False"]
