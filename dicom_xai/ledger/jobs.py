@@ -117,7 +117,7 @@ class Jobs:
         only : Priority, optional
             Nothing of another priority.
         like : Job, optional
-            Nothing of another route, model, purpose, priority or level.
+            Nothing of another route, model, purpose, priority or level, nor what was tried before.
         """
 
         def run(connection: Connection) -> Job | None:
@@ -134,6 +134,7 @@ class Jobs:
                     job.c.model_digest == like.model_digest,
                     job.c.purpose == like.purpose,
                     job.c.priority == like.priority,
+                    job.c.attempts == 0,  # one that may have ended its worker is tried alone
                     job.c.unit_key.startswith(f"{like.unit.per}:", autoescape=True),
                 ]
             was_tried = or_(job.c.attempts > 0, job.c.note != "")

@@ -399,3 +399,13 @@ def test_a_job_like_another_has_its_route_model_and_level(ledger: Ledger) -> Non
     assert alike is not None
     assert alike.instances == (an_instance(4),)
     assert ledger.jobs.claim(LEASE_S, like=first) is None
+
+
+def test_a_job_that_was_tried_before_keeps_no_other_company(ledger: Ledger, tmp_path: Path) -> None:
+    queue(ledger, 1, route="a")
+    claimed(ledger)
+    change(tmp_path, "UPDATE job SET lease_until = 0")
+    queue(ledger, 2, route="a")
+    first = claimed(ledger)
+    assert first.instances == (an_instance(2),)
+    assert ledger.jobs.claim(LEASE_S, like=first) is None
