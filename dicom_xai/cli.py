@@ -147,7 +147,7 @@ def check(
         identical = "bit-identical" if model.is_bit_identical else "within tolerance"
         nodes = ", ".join(f"{count} on {name}" for name, count in model.backward_nodes.items())
         gradient = (
-            "cannot be differentiated as a whole"
+            f"cannot be differentiated as a whole ({model.no_gradient})"
             if model.gradient_error is None
             else f"gradient within {model.gradient_error:.1%} of finite differences"
         )

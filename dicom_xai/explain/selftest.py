@@ -188,6 +188,7 @@ def applicability(plain: Model) -> dict[str, str]:
                 layer=plain.card.heatmap.layer,
                 output=plain.output_name,
                 image=plain.input_name,
+                box=plain.card.inputs[0].scaling,
             )
         except ConfigError as error:
             reasons[name] = str(error)
