@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -150,6 +152,69 @@ def test_a_bad_config_is_refused_and_the_old_one_goes_on(service: Service, broke
         assert site.http("readyz")[0] == 200
     finally:
         routes.write_text(good)
+
+
+#: Files that an admin may leave behind: (file, what is changed, to what).
+SPOILT = [
+    *(("routes.yaml", key, f"{key}x") for key in ("when:", "trigger:", "model:", "explain:")),
+    *(("routes.yaml", key, f"{key[:-1]}_:") for key in ("routes:", "send:", "- name:")),
+    *(
+        ("routes.yaml", "routes:", f"{line}\nroutes:")
+        for line in ("match: last", "a: 1", "[", "routes: []", "tests: 1")
+    ),
+    *(("routes.yaml", "trigger: instance", f"trigger: {word}") for word in ("soon", "[]", "~")),
+    *(("routes.yaml", "to: [pacs]", f"to: {word}") for word in ("[pasc]", "[]", "7", "{}")),
+    *(("routes.yaml", "explain: [grad-cam]", f"explain: {word}") for word in ("[]", "{}", "3")),
+    *(("dicom-xai.yaml", "min_free_bytes: 100000000", word) for word in ("min_free: 1", "- 1")),
+    *(("dicom-xai.yaml", "devices: [auto]", f"devices: {word}") for word in ("[gpu]", "[]", "7")),
+    *(
+        ("dicom-xai.yaml", "ae_title: PACS", f"ae_title: {word}")
+        for word in ("A_TITLE_THAT_IS_TOO_LONG", '""', "[]", '"A\\B"', "~")
+    ),
+    *(("dicom-xai.yaml", "type: dimse", f"type: {word}") for word in ("dicomweb", "~", "[dimse]")),
+    *(("dicom-xai.yaml", "models:", word) for word in ("model:", "models: 7\nmodels:", "\tm:")),
+    ("dicom-xai.yaml", "network: 127.0.0.0/8", "network: everywhere"),
+    ("dicom-xai.yaml", "routes: routes.yaml", "routes: rotes.yaml"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.promise("K1")
+def test_forty_bad_configs_disturb_none_of_four_senders(service: Service) -> None:
+    site, running, _ = service
+    assert len(SPOILT) >= 40
+    over = threading.Event()
+
+    def send_on() -> list[int]:
+        statuses = []
+        while not over.wait(0.5):
+            statuses += site.send(a_radiograph().files)
+        return statuses
+
+    def refused() -> float:
+        return metric(site, "dicom_xai_config_reloads_total", outcome="refused")
+
+    before, accepted = refused(), "dicom_xai_config_reloads_total"
+    taken = metric(site, accepted, outcome="accepted")
+    with ThreadPoolExecutor(4) as pool:
+        senders = [pool.submit(send_on) for _ in range(4)]
+        try:
+            for number, (name, old, new) in enumerate(SPOILT, 1):
+                path = site.folder / name
+                good = path.read_text()
+                assert old in good, old
+                path.write_text(good.replace(old, new, 1))
+                try:
+                    running.process.send_signal(signal.SIGHUP)
+                    wait_until(lambda: refused() == before + number, f"{new!r} is refused")  # noqa: B023
+                finally:
+                    path.write_text(good)
+        finally:
+            over.set()
+        statuses = [status for sender in senders for status in sender.result()]
+    assert set(statuses) == {0x0000}
+    assert metric(site, accepted, outcome="accepted") == taken
+    assert site.http("readyz")[0] == 200
 
 
 @pytest.mark.promise("G5")
