@@ -186,10 +186,24 @@ def _side_by_side(planes: _Planes) -> list[_Planes]:
         if len(slabs) > _MOST_SLABS:
             return [planes]
     nearest = np.argmin([np.linalg.norm(upright - slab, axis=1) for slab in slabs], axis=0)
+    main = int(np.bincount(nearest).argmax())
+    for number, slab in enumerate(slabs):
+        own = nearest == number
+        is_far = np.linalg.norm(slab - slabs[main]) > _half_width_mm(planes[0])
+        if not is_far and np.isin(places[own], places[~own]).mean() < _SHARED_PART:
+            nearest[own] = main  # somebody moved: one stack with a step, not two beside each other
     return [
         [planes[index] for index in np.flatnonzero(nearest == number)]
         for number in dict.fromkeys(nearest.tolist())
     ]
+
+
+def _half_width_mm(plane: PlaneRecord) -> float:
+    """Half of a plane's shorter side; endless where its spacing is not known."""
+    if plane.pixel_spacing_mm is None:
+        return math.inf
+    sides = zip((plane.rows, plane.columns), plane.pixel_spacing_mm, strict=True)
+    return min(count * spacing for count, spacing in sides) / 2
 
 
 def _tilt(

@@ -165,6 +165,14 @@ def test_a_slice_taken_again_beside_its_place_does_not_cut_a_tilted_stack() -> N
     assert [frame.header.InstanceNumber for frame in found.frames] == list(range(1, 10))
 
 
+def test_a_scan_that_was_taken_up_again_a_little_aside_is_one_stack() -> None:
+    wide = {"PixelSpacing": [50, 50]}
+    before, after = a_slab(0, range(20), **wide), a_slab(1.5, range(19, 40), first=101, **wide)
+    found = volume_of((*before, *after))
+    assert len(found.frames) == 40
+    assert "1 image at the position of another left out" in found.geometry.problems[0]
+
+
 def test_a_copy_a_little_aside_is_still_a_copy() -> None:
     copy = a_slice(0, number=90, ImagePositionPatient=[0.5, 0, 4.0])
     found = volume_of((*a_slab(0, range(4)), copy))
