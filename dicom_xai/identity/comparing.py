@@ -98,9 +98,11 @@ def check_agreement(blocks: Iterable[Block]) -> tuple[str, ...]:
     reformatted: list[str] = []
     for keyword, rule in _AGREE.items():
         tag = tag_of(keyword)
-        found = {(_bare(block.get(tag)), trimmed(block.get(charset))) for block in blocks}
-        if not rule.counts_when_empty:
-            found = {(value, names) for value, names in found if value}
+        found = {
+            (_bare(block.get(tag)), trimmed(block.get(charset)))
+            for block in blocks
+            if rule.counts_when_empty or _says_something(block.get(tag))
+        }
         said = {_read(value, names) for value, names in found}
         if len({each.text for each in said}) < 2:
             continue
@@ -110,6 +112,12 @@ def check_agreement(blocks: Iterable[Block]) -> tuple[str, ...]:
         listed = ", ".join(differing)
         raise IdentityError(f"{len(blocks)} instances of one unit differ in {listed}")
     return tuple(reformatted)
+
+
+def _says_something(element: Element | None) -> bool:
+    if element is None or not isinstance(element.value, bytes):
+        return element is not None and not element.is_empty
+    return bool(trimmed(element))
 
 
 @dataclass(frozen=True, slots=True)

@@ -270,10 +270,11 @@ def test_instances_that_disagree_are_refused(keyword, found):
         {"PatientName": b"M\xfcller^J\xf6rg  "},
         {"PatientBirthDate": b""},
         {"PatientName": None, "PatientSex": b"  ", "AccessionNumber": b""},
+        {"PatientName": b"^^^^ "},
         {"SpecificCharacterSet": b"ISO_IR 192", "PatientName": "Müller^Jörg".encode()},
         {"SpecificCharacterSet": b""},
     ],
-    ids=["padding", "issuer", "name", "silence", "more of it", "charset", "no charset"],
+    ids=["padding", "issuer", "name", "silence", "more of it", "carets", "charset", "no charset"],
 )
 def test_instances_that_say_the_same_differently_agree(found):
     blocks = [identity.read_block(with_values()), identity.read_block(with_values(**found))]
