@@ -46,6 +46,7 @@ from dicom_xai.dimse import (
 from dicom_xai.errors import (
     CannotUnderstandError,
     NotNowError,
+    NotReachedError,
 )
 from dicom_xai.study import Receipt
 from dicom_xai.tls import Rotation
@@ -197,7 +198,10 @@ class StorageSCU(Line):
                 # it was closed while idle, as peers do; this says nothing about the destination,
                 # which may have got the object all the same
                 self._drop()
-                self.open()
+                try:
+                    self.open()
+                except NotReachedError as error:  # the object did go out, and may be the cause
+                    raise self._unavailable("closed the connection, and is away") from error
                 receipt = replace(self._store(stored, file), sends=2)
         except _LostError as error:
             self._drop()

@@ -11,7 +11,7 @@ import pytest
 from dicom_xai.config import Destination
 from dicom_xai.deliver.storage_scu import StorageSCU, Timeouts
 from dicom_xai.dimse import Answer, answer_of
-from dicom_xai.errors import DestinationUnavailableError, NotNowError
+from dicom_xai.errors import DestinationUnavailableError, NotNowError, NotReachedError
 from tests.make.associations import HOST, wait_until_all_have_ended
 from tests.make.scripted_peer import OF_OBJECTS, STALLS, Lie, ScriptedPeer
 from tests.make.studies import a_radiograph
@@ -155,6 +155,20 @@ def test_an_object_that_went_out_twice_in_one_attempt_says_so(
     assert receipt.sends == 2
     assert peer.received == 3
     assert peer.conflicts == []
+
+
+def test_an_object_that_went_out_did_reach_somebody_who_is_away_then(
+    peer: ScriptedPeer, scu: StorageSCU, file: bytes
+) -> None:
+    scu.send(a_radiograph().files[0])
+    peer.tell(Lie.KEEP_AND_CLOSE, Lie.REJECT)
+    with pytest.raises(DestinationUnavailableError) as caught:
+        scu.send(file)
+    assert not isinstance(caught.value, NotReachedError)
+    scu.close()
+    peer.tell(Lie.REJECT)
+    with pytest.raises(NotReachedError):
+        scu.send(file)
 
 
 @pytest.mark.promise("P2")
