@@ -36,7 +36,7 @@ class Secret(Section):
             return written
         is_place = isinstance(written, Mapping) and written.keys() <= {"file", "variable"}
         variable = written.get("variable") if isinstance(written, Mapping) else None
-        is_name = isinstance(variable, str) and re.match(_VARIABLE, variable) is not None
+        is_name = isinstance(variable, str) and re.fullmatch(_VARIABLE, variable) is not None
         if not is_place or not (variable is None or is_name):
             raise ValueError(
                 "found something else, not shown here, wanted {file: PATH} or {variable: NAME}; "

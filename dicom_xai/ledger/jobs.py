@@ -117,7 +117,8 @@ class Jobs:
         only : Priority, optional
             Nothing of another priority.
         like : Job, optional
-            Nothing of another route, model, purpose, priority or level, nor what was tried before.
+            Nothing of another route, model, purpose, priority or level, and nothing that used up
+            an attempt.
         """
 
         def run(connection: Connection) -> Job | None:

@@ -31,7 +31,7 @@ from dicom_xai.telemetry import Event, describe
 
 #: First pause of a job that is given back; doubled for each further one, up to the longest.
 RETRY_S, LONGEST_RETRY_S = 0.5, 60.0
-#: After so many tries, about an hour, it counts as an attempt that the device had no room.
+#: After so many claims, about an hour of them, it counts as an attempt that the device had no room.
 DEVICE_TRIES = 66
 
 

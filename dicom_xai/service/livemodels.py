@@ -31,7 +31,7 @@ class LiveModels:
     def __init__(self, context: Context) -> None:
         self.config = context.config  #: the one whose models are loaded
         self._context = context
-        self._device = Device("cpu")
+        self.device = Device("cpu")
         self._models: Mapping[str, ServedModel] = {}  # by card digest
         self._loading = threading.Lock()
         self._files = ModelFiles()
@@ -46,8 +46,8 @@ class LiveModels:
         ConfigError
             A model, an explainer's name or the device; nothing is half loaded.
         """
-        self._device = resolve_device(device)
-        self._models = load_models(self.config, self._device)
+        self.device = resolve_device(device)
+        self._models = load_models(self.config, self.device)
         for model in self._models.values():
             for explainer in model.self_tests:
                 warm_up(model, explainer)
@@ -58,7 +58,7 @@ class LiveModels:
         with self._loading:
             if config.digest == self.config.digest:
                 return
-            loaded = load_models(config, self._device)
+            loaded = load_models(config, self.device)
             live = self._context.ledger.jobs.live_model_digests()
             kept = {digest: model for digest, model in self._models.items() if digest in live}
             self._models = {**kept, **loaded}
@@ -113,7 +113,7 @@ class LiveModels:
         metrics = self._context.metrics
         for model in self._models.values():
             card = model.card
-            metrics.device.labels(card.name, self._device.name, model.provider).set(1)
+            metrics.device.labels(card.name, self.device.name, model.provider).set(1)
             metrics.model_cost_seconds.labels(card.name).set(
                 max(model.costs.seconds(name, 1) for name in model.costs.runs_s)
             )
@@ -122,7 +122,7 @@ class LiveModels:
                     Event.MODEL_LOADED,
                     model=card.name,
                     version=card.version,
-                    device=self._device.name,
+                    device=self.device.name,
                     explainer=explainer,
                     layer=model.graph(explainer).layer,
                     backward=dict(test.backward_nodes),

@@ -293,6 +293,7 @@ def check_reload(running: Config, wanted: Config) -> None:
             "spool.directory": now.spool.directory != then.spool.directory,
             "ledger": now.ledger != then.ledger,
             "devices": now.devices != then.devices,
+            "decode": now.decode != then.decode,
             "telemetry": now.telemetry != then.telemetry,
             "audit": now.audit != then.audit,
         }.items()

@@ -238,8 +238,7 @@ class Worker:
                 Event.JOB_FAILED, error, job=job.job_id, route=job.route, model=job.model
             )
             self._answer_unforeseen(job, error)
-            model = self._models.get(job.model_digest)
-            if model is not None and model.device.is_lost:
+            if self._models.device.is_lost:
                 raise  # the jobs that wait would fail here too; the next process begins anew
 
     def _answer_unforeseen(self, job: Job, error: Exception) -> None:
