@@ -31,11 +31,13 @@ from .methods import (
     LayerwiseRelevance,
     SmoothGrad,
 )
+from .rules.quantised import STRAIGHT_THROUGH
 from .select import BySeed, ByTarget, TopClasses
 
 __all__ = [
     "COMPILER_VERSION",
     "METHODS",
+    "STRAIGHT_THROUGH",
     "AttentionRollout",
     "BySeed",
     "ByTarget",

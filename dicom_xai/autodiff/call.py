@@ -72,9 +72,11 @@ class Call:
 
     def refuse(self, remedy: str) -> UnsupportedOperatorError:
         """The error to raise where no right answer can be written."""
-        node = self.node
+        node = self.graph.original(self.node)
         version = self.graph.facts.opsets.get(node.domain, 0)
         label = self.graph.labels.get(node.name, node_label(node))
+        if node is not self.node:
+            remedy = f"it ends what is a {self.node.op_type} in small nodes: {remedy}"
         return UnsupportedOperatorError(node.op_type, node.domain, version, label, remedy)
 
 

@@ -32,7 +32,7 @@ from .methods import (
 from .methods.question import Box, Question
 from .select import ByTarget, Chosen, Scores, Selection
 
-COMPILER_VERSION = "9"
+COMPILER_VERSION = "10"
 """Changes whenever a compiled file could; part of the key under which compiled files are kept."""
 
 ATTRIBUTION = "attribution"

@@ -308,6 +308,7 @@ class Graph:
         self.forward = recognised(model, self.facts)
         self._swallowed = swallowed(model, self.facts, self.forward)
         self._rounded = rounded(model, self.facts, self.forward)
+        self._ends = {name: node for node in model.graph.node for name in node.output if name}
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.prefix = free_prefix(model)
@@ -318,6 +319,11 @@ class Graph:
         self.notes: list[str] = []
         self.labels: dict[str, str] = {}
         self._constants: dict[Any, Tensor] = {}
+
+    def original(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """The model's own node that ends where this one does, if it stands for several."""
+        ends = self._ends.get(node.output[0], node)
+        return node if ends.op_type == node.op_type else ends
 
     def tensor(self, name: str) -> Tensor:
         """A tensor of the graph by its name."""

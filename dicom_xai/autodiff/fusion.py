@@ -319,6 +319,8 @@ def rms_norm(reader: Reader, root: onnx.NodeProto) -> Match:
 
 def last_axis(reader: Reader, mean: onnx.NodeProto) -> int | None:
     """The first of the reduced axes, if they are all the last ones."""
+    if any(item.name == "keepdims" and item.i == 0 for item in mean.attribute):
+        return None
     shape = reader.facts.shape(mean.input[0])
     given = next((item.ints for item in mean.attribute if item.name == "axes"), None)
     if given is None and len(mean.input) > 1:
@@ -362,8 +364,11 @@ def swallowed(
     return found
 
 
-MAXIMA = frozenset({"MaxPool", "GlobalMaxPool", "ReduceMax", "Max", "Min"})
-"""Their own value is compared with what it was taken of, and is the same in integers."""
+EXACT = frozenset(
+    {"MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "Max", "Min", "Clip", "HardSigmoid",
+     "Sqrt", "ReduceL2"}
+)  # fmt: skip
+"""Their rules compare their own value with another one, or divide by it: it must not be rounded."""
 
 
 def rounded(
@@ -378,9 +383,9 @@ def rounded(
     for node in nodes:
         name = node.output[0]
         last = reader.only_reader(name, "QuantizeLinear")
-        if last is not None and node.op_type not in MAXIMA:
-            is_even = facts.has(name) and facts.dtype(name) == facts.dtype(last.input[1])
-            if is_even and not any(item.name == "block_size" for item in last.attribute):
+        if last is not None and node.op_type not in EXACT:
+            is_same_type = facts.has(name) and facts.dtype(name) == facts.dtype(last.input[1])
+            if is_same_type and not any(item.name == "block_size" for item in last.attribute):
                 found[name] = last
     return found
 

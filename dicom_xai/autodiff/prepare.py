@@ -35,7 +35,7 @@ OTHER_SIZES = ((160, 416, 175), (224, 256, 231), (288, 352, 309), (352, 480, 363
 No difference or quotient of two axes is the same in two worlds.
 """
 
-NEITHER = (ConfigError, ValueError, IndexError, RuntimeError)
+UNBORNE = (ConfigError, ValueError, IndexError, RuntimeError, TypeError, ArithmeticError)
 """What inference and evaluation raise at sizes that a network does not bear."""
 
 OLDEST_OPSET = 13
@@ -285,7 +285,7 @@ class Facts:
         for world in self._worlds[:2]:
             world.learn(node)
         for world in self._worlds[2:]:
-            with suppress(*NEITHER):
+            with suppress(*UNBORNE):
                 world.learn(node)
 
     def add_input(self, name: str, dtype: int, shapes: Iterable[Shape | None]) -> None:
@@ -339,7 +339,7 @@ class Facts:
         if not (first.is_known(name) and second.is_known(name)):
             return None
         one, others = first.value(name), [second.value(name)]
-        with suppress(*NEITHER):
+        with suppress(*UNBORNE):
             others += [world.value(name) for world in odd if world.is_known(name)]
         return one if all(one is other or np.array_equal(one, other) for other in others) else None
 

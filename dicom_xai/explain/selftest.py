@@ -8,6 +8,7 @@ which a shifted map has too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ import torch
 from dicom_xai import autodiff
 from dicom_xai.autodiff.methods import METHODS
 from dicom_xai.config import ModelCard
-from dicom_xai.errors import ConfigError, ModelCardError
+from dicom_xai.errors import ConfigError, ModelCardError, UnsupportedOperatorError
 from dicom_xai.explain.gradient import MAP_OUTPUTS, ExplainedGraph
 from dicom_xai.infer.model import Model, exposing
 from dicom_xai.infer.session import CPU_PROVIDER, Device, Session
@@ -102,7 +103,8 @@ def gradient_error(plain: Model, threads: int = 0) -> float:
     ModelCardError
         More than `GRADIENT_TOLERANCE`: maps of this model would be wrong.
     ConfigError
-        The whole model cannot be differentiated; the message names the operator.
+        The whole model cannot be differentiated, or is one in 8 bits, whose differences are steps;
+        the message names the operator.
     """
     compiled = autodiff.compile(
         plain.proto,
@@ -111,6 +113,11 @@ def gradient_error(plain: Model, threads: int = 0) -> float:
         output=plain.output_name,
         image=plain.input_name,
     )
+    if autodiff.STRAIGHT_THROUGH in compiled.report.warnings:
+        steps = next(node for node in plain.proto.graph.node if node.op_type == "QuantizeLinear")
+        opset = next(item.version for item in plain.proto.opset_import if not item.domain)
+        remedy = "its steps have no derivative, so no difference of scores can judge the gradient"
+        raise UnsupportedOperatorError(steps.op_type, "", opset, steps.name, remedy)
     score = compiled.report.output  # before a final activation
     # Differences of scores do not bear TF32's 10 bits: on a GPU both graphs run without it here.
     # Of the map that is served with it only `compare` sees something: that it is finite.
@@ -158,11 +165,13 @@ def map_error(
         (DIRECTIONS, 1, *image.shape[2:]), generator=torch.Generator().manual_seed(20262)
     ).to(image)
     expected = (masks.double() * product.double()).flatten(1).sum(dim=1).cpu()
-    least = float("inf")
+    least, rounding = float("inf"), abs(scored(image)) * torch.finfo(torch.float32).eps
     for step in _STEPS:
         ends = [[scored(image + sign * step * mask * image) for sign in (1, -1)] for mask in masks]
         measured = torch.tensor([up - down for up, down in ends], dtype=torch.float64) / (2 * step)
-        size = float(measured.norm().clamp(min=1e-12))
+        # what the score's rounding alone may make of the differences is no error of the map
+        unseen = math.sqrt(DIRECTIONS) * rounding / (2 * step) / GRADIENT_TOLERANCE
+        size = max(float(measured.norm()), unseen, 1e-12)
         least = min(least, float((measured - expected).norm()) / size)
         if least <= GRADIENT_TOLERANCE / 2:
             break

@@ -94,14 +94,6 @@ def new_operators(compiled: autodiff.Compiled) -> set[str]:
     return {node.op_type for node in compiled.model.graph.node if node.name in added}
 
 
-SPELLED_OUT = {"Mul": "Gelu", "Add": "LayerNormalization"}
-"""What the last node of an operator that exporters write in small nodes may be taken for."""
-
-
 def named(model: onnx.ModelProto) -> set[tuple[str, str]]:
-    """The model's nodes and what each is or may be the end of."""
-    return {
-        (node.name, op_type)
-        for node in model.graph.node
-        for op_type in (node.op_type, SPELLED_OUT.get(node.op_type, node.op_type))
-    }
+    """The model's nodes and what each is."""
+    return {(node.name, node.op_type) for node in model.graph.node}

@@ -100,7 +100,8 @@ class LayerwiseRelevance:
         low, high = given or (None, None)
         if self.low is not None or self.high is not None:
             low, high = self.low, self.high
-        if low is None and high is None and self.composite != "epsilon-gamma-box":
+        can_do_without = self.composite == "deep-taylor" and low is None and high is None
+        if can_do_without or self.composite not in ("deep-taylor", "epsilon-gamma-box"):
             return None
         if low is None or high is None or not low < high:
             raise ConfigError(

@@ -36,10 +36,11 @@ def elu(n: Call, g: Tensor) -> Cotangents:
 
 
 def selu(n: Call, g: Tensor) -> Cotangents:
-    """gamma where x > 0, else y + alpha gamma."""
+    """gamma where y > 0, else y + alpha gamma; another gamma hides the sign of x in y."""
     alpha = n.attribute("alpha", 1.67326319217681884765625)
     gamma = n.attribute("gamma", 1.05070102214813232421875)
-    return n.graph.where(n.input() > 0, g * gamma, g * (n.output() + alpha * gamma))
+    sign = n.output() if gamma > 0 else n.input()
+    return n.graph.where(sign > 0, g * gamma, g * (n.output() + alpha * gamma))
 
 
 def celu(n: Call, g: Tensor) -> Cotangents:

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 from ..call import Call, Cotangents, Rules
 from ..emit import Tensor
+from ..prepare import node_label
 
 STRAIGHT_THROUGH = (
     "the model rounds to few bits, which has no derivative: the gradient passes as if nothing were "
@@ -29,7 +30,8 @@ def scale_of(n: Call) -> Tensor:
 
 
 def quantize_linear(n: Call, g: Tensor) -> Cotangents:
-    """1/scale, but 0 at the integer's lowest value: there a Relu may be hidden.
+    """1/scale, but 0 at the integer's lowest value, where a Relu may be hidden; none is before an
+    image.
 
     From the integers, so that the runtime's own arithmetic with them stays. The highest value
     passes: it is as often reached as clipped, and is where the strongest evidence is.
@@ -38,8 +40,19 @@ def quantize_linear(n: Call, g: Tensor) -> Cotangents:
     if kind not in (np.int8, np.uint8, np.int16, np.uint16):
         raise n.refuse("its type is not an integer of 8 or 16 bits; quantise to one")
     n.graph.notes.append(STRAIGHT_THROUGH)
+    slope = g / scale_of(n).cast(g.dtype)
+    if takes_an_input(n):
+        return slope
     level = n.output().cast(TensorProto.INT32)  # runtimes compare few types
-    return (g / scale_of(n).cast(g.dtype)).masked(level > np.iinfo(kind).min)
+    return slope.masked(level > np.iinfo(kind).min)
+
+
+def takes_an_input(n: Call) -> bool:
+    """Whether it rounds an input of the model, itself or as a copy in a run at another image."""
+    model = n.graph.model.graph
+    given = {item.name for item in model.input}
+    label = n.graph.labels.get(n.node.name, node_label(n.node))
+    return any(node_label(each) == label and each.input[0] in given for each in model.node)
 
 
 def dequantize_linear(n: Call, g: Tensor) -> Cotangents:

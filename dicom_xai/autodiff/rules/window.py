@@ -49,6 +49,11 @@ def window_of(n: Call, kernel: Sequence[int]) -> Window:
     for axis, reach in enumerate(plain.reach):
         size, positions = n.input().size(axis + 2), n.output().size(axis + 2)
         over = (positions - 1) * strides[axis] + reach - size
+        if over < 0 and mode.startswith("SAME"):
+            raise n.refuse(
+                "its windows end before the data under SAME padding, where runtimes disagree; say "
+                "pads instead"
+            )
         starts.append(start_of(mode, pads[axis], over))
         ends.append(over - starts[-1])
     return Window(list(kernel), strides, dilations, starts, ends)

@@ -398,7 +398,8 @@ def test_attention_by_einsum_is_differentiated_in_few_and_light_nodes() -> None:
     # Products of matrices are MatMul, and query, key and value come back side by side at once.
     assert "Einsum" not in kinds
     assert kinds.count("Concat") == 1
-    # The numbers of attention's scale and of Gelu: one product for each.
+    # The numbers of attention's scale, of Gelu (which reads nothing between its ends) and of the
+    # mean: one product for each.
     compiled = compile(plain, "saliency", select=BySeed()).model
     facts = Facts(compiled)
     by_numbers = [
@@ -406,7 +407,7 @@ def test_attention_by_einsum_is_differentiated_in_few_and_light_nodes() -> None:
         for node in compiled.graph.node[len(plain.graph.node) :]
         if node.op_type in ("Mul", "Div") and facts.shape(node.input[1]) == ()
     ]
-    assert len(by_numbers) == 3  # and the mean's
+    assert len(by_numbers) == 6
     leaf = x.requires_grad_()
     network(leaf)[:, 1].sum().backward()
     seed = np.eye(3, dtype=np.float32)[[1, 1]]
