@@ -30,21 +30,33 @@ def scale_of(n: Call) -> Tensor:
 
 
 def quantize_linear(n: Call, g: Tensor) -> Cotangents:
-    """1/scale, but 0 at the integer's lowest value, where a Relu may be hidden; none is before an
-    image.
+    """1/scale where the integer type can hold the value, 0 where it was clipped.
 
-    From the integers, so that the runtime's own arithmetic with them stays. The highest value
-    passes: it is as often reached as clipped, and is where the strongest evidence is.
+    Of an input of the model as it says. Within the model from the integers, so that the runtime's
+    own arithmetic with them stays: 0 at the lowest one, where a Relu may be hidden; the highest
+    passes, as it is as often reached as clipped, and is where the strongest evidence is.
     """
     kind = helper.tensor_dtype_to_np_dtype(n.output().dtype)
     if kind not in (np.int8, np.uint8, np.int16, np.uint16):
         raise n.refuse("its type is not an integer of 8 or 16 bits; quantise to one")
     n.graph.notes.append(STRAIGHT_THROUGH)
-    slope = g / scale_of(n).cast(g.dtype)
+    slope, limits = g / scale_of(n).cast(g.dtype), np.iinfo(kind)
     if takes_an_input(n):
-        return slope
-    level = n.output().cast(TensorProto.INT32)  # runtimes compare few types
-    return slope.masked(level > np.iinfo(kind).min)
+        level = level_of(n)
+        return slope.masked((level > limits.min - 1) & (level < limits.max + 1))
+    held = n.output().cast(TensorProto.INT32)  # runtimes compare few types
+    return slope.masked(held > limits.min)
+
+
+def level_of(n: Call) -> Tensor:
+    """The integer before it is clipped, as a real number."""
+    x, zero = n.input(), n.optional(2)
+    scale = scale_of(n).cast(x.dtype)
+    level = n.graph.op("Round", x / scale)
+    if zero is None:
+        return level
+    shape = (1,) if zero.rank == 0 else scale.shape
+    return level + zero.cast(x.dtype).reshape(*[-1 if item is None else item for item in shape])
 
 
 def takes_an_input(n: Call) -> bool:
