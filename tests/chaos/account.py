@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
+import yaml
 from pydicom import dcmread
 
 from dicom_xai import identity
@@ -21,11 +22,12 @@ from dicom_xai.errors import IdentityError
 from dicom_xai.pipeline import PREDICTION_ONLY
 from dicom_xai.study import ObjectKind
 from tests.make.books import left_lying, rows, wait_until
-from tests.make.marks import mark_shown
+from tests.make.marks import is_marked, mark_shown
 from tests.make.scripted_peer import ScriptedPeer
 from tests.make.studies import header_of
 
-#: What one answer of a route is: each kind of object, and a destination that must get it.
+#: What one answer of a route is: each kind of object, a destination that must get it, and how often
+#: at most: never more pictures than images.
 Sends = Counter[tuple[str, str]]
 
 #: A kill may keep a role waiting for its supervisor's longest pause; then it loads its models, and
@@ -69,6 +71,20 @@ class Counts:
             + "\n"
             + ", ".join(f"{name}: {value}" for name, value in sorted(self.faults.items()))
         )
+
+
+def sends_of(routes: str) -> dict[str, Sends]:
+    """What each route of a routes.yaml makes of a unit of one patient, if something is found."""
+    return {
+        str(route["name"]): Sends(
+            {
+                (str(rule["object"]), str(name)): int(rule.get("slices", 1))
+                for rule in route["send"]
+                for name in rule["to"]
+            }
+        )
+        for route in yaml.safe_load(routes)["routes"]
+    }
 
 
 def wait_until_settled(folder: Path, studies: Sequence[Mapping[str, bytes]]) -> None:
@@ -164,7 +180,9 @@ def _problems_of(
         if len(whose) > 1:
             problems += _problems_mixed(job, results, counts)
         else:
-            problems += _problems_done(folder, job, sends[str(job["route"])], counts)
+            wanted = sends[str(job["route"])]
+            wanted = Sends({key: min(n, len(members)) for key, n in wanted.items()})
+            problems += _problems_done(folder, job, wanted, counts)
         for row in results:
             source = by_id.get(row["source_instance_id"], "")
             file = files.get(source) if source in members else None
@@ -233,7 +251,7 @@ def _problems_with(
     if source is None or not _is_same_patient(source, file):
         counts.misattached += 1
         problems.append(f"misattached: {uid}")
-    elif row["kind"] == ObjectKind.SC:
+    elif row["kind"] == ObjectKind.SC and is_marked(source):
         counts.pictures += 1
         if mark_shown(dcmread(BytesIO(file))) != mark_shown(dcmread(BytesIO(source))):
             counts.misattached += 1

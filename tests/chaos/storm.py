@@ -20,7 +20,6 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-import yaml
 from pydicom.uid import UID
 
 from dicom_xai import uids
@@ -30,9 +29,9 @@ from dicom_xai.errors import DestinationUnavailableError
 from tests.chaos.account import (
     SETTLED_S,
     Counts,
-    Sends,
     check_round,
     check_site,
+    sends_of,
     wait_until_settled,
 )
 from tests.make.associations import association_request, next_pdu, store_request
@@ -63,10 +62,7 @@ routes:
     budget_s: 30
 """
 #: What each route makes of a unit of one patient: these models find something in every image.
-SENDS = {
-    route["name"]: Sends((rule["object"], name) for rule in route["send"] for name in rule["to"])
-    for route in yaml.safe_load(ROUTES)["routes"]
-}
+SENDS = sends_of(ROUTES)
 KILL_EVERY = 7  #: a role that dies again within 30 s is kept waiting by its supervisor
 QUICK_LIES = tuple(lie for lie in Lie if lie not in STALLS and lie is not Lie.GARBAGE_RESPONSE)
 SENDER = Timeouts(connect_s=2, associate_s=2, answer_s=10, stall_s=5)

@@ -14,7 +14,8 @@ import pytest
 
 from dicom_xai.deliver.storage_scu import StorageSCU
 from dicom_xai.demo.site import Site
-from tests.chaos.account import Counts, check_round, check_site
+from tests.chaos.account import Counts, check_round, check_site, sends_of
+from tests.flow.conftest import ROUTES_TO_PACS
 from tests.make.books import rows, wait_until, wait_until_idle
 from tests.make.command import Running
 from tests.make.disk import build_shim, clock_of, watching
@@ -51,7 +52,7 @@ def test_jumps_of_an_hour_either_way_break_nothing(
         pacs.start()
         wait_until_idle(site.folder)
         counts = Counts()
-        check_round(site.folder, {"pacs": pacs}, told, counts)
+        check_round(site.folder, {"pacs": pacs}, told, sends_of(ROUTES_TO_PACS), counts)
         check_site(site.folder, {"pacs": pacs}, counts)
         # two series, one answer each: no timer fired early, no claim was lost
         assert len(rows(site.folder, "SELECT id FROM job WHERE attempts = 1")) == 2

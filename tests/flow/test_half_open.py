@@ -9,7 +9,8 @@ import pytest
 from dicom_xai.config import parse_address
 from dicom_xai.deliver.storage_scu import StorageSCU
 from dicom_xai.demo.site import ROUTINE, Site
-from tests.chaos.account import Counts, check_round, check_site
+from tests.chaos.account import Counts, check_round, check_site, sends_of
+from tests.flow.conftest import ROUTES_TO_PACS
 from tests.make.books import deliveries_of, rows, wait_for_jobs, wait_until, wait_until_idle
 from tests.make.cable import Cable
 from tests.make.command import Running
@@ -60,7 +61,7 @@ def test_a_unit_is_decided_and_a_result_delivered_once_though_nobody_hangs_up(
             modality.close()
         wait_until_idle(site.folder)
         counts = Counts()
-        check_round(site.folder, {"pacs": pacs}, [told], counts)
+        check_round(site.folder, {"pacs": pacs}, [told], sends_of(ROUTES_TO_PACS), counts)
         check_site(site.folder, {"pacs": pacs}, counts)
         assert counts.duplicated == counts.lost == 0
         assert counts.resends >= 1

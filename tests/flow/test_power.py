@@ -20,7 +20,8 @@ from dicom_xai.demo.phantom import Phantom
 from dicom_xai.demo.site import Site
 from dicom_xai.ledger import Ledger
 from dicom_xai.spool import Spool
-from tests.chaos.account import Counts, check_round, check_site
+from tests.chaos.account import Counts, check_round, check_site, sends_of
+from tests.flow.conftest import ROUTES_TO_PACS
 from tests.flow.test_crash import note_answers
 from tests.make.books import rows, wait_until_idle
 from tests.make.command import Running
@@ -111,7 +112,7 @@ def _go_on(site: Site, pacs: ScriptedPeer, studies: list[Phantom]) -> None:
                 }
             )
         wait_until_idle(site.folder)
-        check_round(site.folder, {"pacs": pacs}, told, counts)
+        check_round(site.folder, {"pacs": pacs}, told, sends_of(ROUTES_TO_PACS), counts)
         check_site(site.folder, {"pacs": pacs}, counts)
     finally:
         assert service.stop() == 0

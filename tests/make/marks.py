@@ -43,6 +43,12 @@ def mark_for(sop_instance_uid: str) -> int:
     return int.from_bytes(hashlib.sha256(sop_instance_uid.encode()).digest()[: BITS // 8])
 
 
+def is_marked(file: bytes) -> bool:
+    """Whether an image bears the mark of its own UID."""
+    ds = dcmread(BytesIO(file))
+    return mark_shown(ds) == mark_for(str(ds.SOPInstanceUID))
+
+
 def mark_shown(ds: Dataset) -> int:
     """What is read from an image, or from a picture that has one at its top left."""
     seen: NDArray[np.float64] = ds.pixel_array.astype(np.float64)
