@@ -11,7 +11,6 @@ from rich.table import Table
 
 from dicom_xai import autodiff
 from dicom_xai.demo.card import export
-from dicom_xai.demo.networks import SmallResNet
 from dicom_xai.demo.tasks import TASKS, Task
 from dicom_xai.infer.session import Device, Session
 from tests.bench.timing import interleaved
@@ -48,7 +47,7 @@ def _times(task: Task, folder: Path) -> dict[str, float]:
         from monai.visualize import GradCAM
 
         torch.manual_seed(1)
-        twin = SmallResNet(len(task.classes)).eval()
+        twin = task.network(len(task.classes)).eval()
         path = folder / f"{task.name}.onnx"
         export(twin, task, path)
     plain_graph = onnx.load(path)
