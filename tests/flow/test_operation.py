@@ -187,7 +187,7 @@ def test_forty_bad_configs_disturb_none_of_four_senders(service: Service) -> Non
 
     def send_on() -> list[int]:
         statuses = []
-        while not over.wait(0.5):
+        while not over.wait(2.0):
             statuses += site.send(a_radiograph().files)
         return statuses
 
