@@ -119,6 +119,19 @@ def ahead(files: Files, clock: Clock, request: pytest.FixtureRequest) -> Iterato
     made.stop()
 
 
+def held_at_the_next(files: Files) -> tuple[threading.Event, threading.Event]:
+    """Whether the next file to be opened is waited for, and what lets it go."""
+    is_held, gate = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        files.before = lambda: None
+        is_held.set()
+        assert gate.wait(TIMEOUT_S)
+
+    files.before = hold
+    return is_held, gate
+
+
 def prepare_ahead(ahead: Ahead, files: Files, count: int) -> None:
     """Routine slices, one after the other, until all are prepared."""
     data = a_slice()
@@ -277,14 +290,7 @@ def test_a_stat_arrival_takes_the_place_of_a_routine_one_that_waits(
     ahead: Ahead, files: Files
 ) -> None:
     routine = [files.add(f"routine-{number}", a_slice()) for number in range(3)]
-    is_held, gate = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        files.before = lambda: None
-        is_held.set()
-        assert gate.wait(TIMEOUT_S)
-
-    files.before = hold
+    is_held, gate = held_at_the_next(files)
     for instance in routine:
         ahead.expect(instance, Priority.ROUTINE)
     assert is_held.wait(TIMEOUT_S)
@@ -370,14 +376,7 @@ def test_stat_goes_first_and_what_a_job_waits_for_before_what_is_only_expected(
 ) -> None:
     names = ("first", "expected", "expected-stat", "claimed", "claimed-stat")
     instances = {name: files.add(name, a_slice()) for name in names}
-    is_held, gate = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        files.before = lambda: None
-        is_held.set()
-        assert gate.wait(TIMEOUT_S)
-
-    files.before = hold
+    is_held, gate = held_at_the_next(files)
     ahead.expect(instances["first"], Priority.ROUTINE)
     assert is_held.wait(TIMEOUT_S)
     ahead.expect(instances["expected"], Priority.ROUTINE)
