@@ -146,14 +146,23 @@ class Jobs:
 
         return self._db.write(run)
 
-    def next_at(self) -> float | None:
-        """When this process can claim a job at the earliest, or None when there is none."""
+    def next_at(self, *, only: Priority | None = None) -> float | None:
+        """When this process can claim a job at the earliest, or None when there is none.
+
+        A look costs a fraction of a `claim`, which writes whether it finds one or not.
+
+        Parameters
+        ----------
+        only : Priority, optional
+            No job of another priority.
+        """
+        wanted = [JOB_IS_LIVE] if only is None else [JOB_IS_LIVE, job.c.priority == only]
         holder_first = func.iif(
             job.c.holder.in_(["", self._db.owner]), 0.0, job.c.ready_at + HOLDER_FIRST_S
         )
         claimable_at = func.max(JOBS.free_at(), holder_first)
         with self._db.read() as connection:
-            return earliest(connection, select(func.min(claimable_at)).where(JOB_IS_LIVE))
+            return earliest(connection, select(func.min(claimable_at)).where(*wanted))
 
     def renew(self, claimed: Job, lease_s: float) -> bool:
         """Keep a claim; False when somebody else has it now."""

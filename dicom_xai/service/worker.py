@@ -36,6 +36,8 @@ from dicom_xai.telemetry import Event, describe
 MAX_ATTEMPTS = 4
 #: Safety net under the bell.
 POLL_S = 0.5
+#: A job in hand looks at most so often whether something more urgent has come.
+_LOOK_EVERY_S = 0.02
 #: At most so many decoding processes, unless the config says another number.
 _DECODING_PROCESSES = 4
 #: So many arrivals are asked for at once.
@@ -73,6 +75,7 @@ class Worker:
             on_death=self._note_decoder_death,
         )
         self._rest_s: dict[str, float] = {}
+        self._look_at = 0.0  #: for something more urgent, not before
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
         self._bell = context.ledger.listen("worker")
@@ -198,12 +201,19 @@ class Worker:
 
     def _give_way(self, watch: Watch) -> None:
         """Do what is more urgent than the job in hand: STAT overtakes routine, and nothing STAT."""
+        jobs, now = self._context.ledger.jobs, self._context.ledger.now
+        if watch.job.priority is Priority.STAT or now() < self._look_at:
+            return
         with self._watcher.overtaken(watch):
-            while watch.job.priority is not Priority.STAT and not self._stopping.is_set():
-                urgent = self._context.ledger.jobs.claim(LEASE_S, only=Priority.STAT)
+            while not self._stopping.is_set():
+                at = jobs.next_at(only=Priority.STAT)
+                urgent = (
+                    None if at is None or at > now() else jobs.claim(LEASE_S, only=Priority.STAT)
+                )
                 if urgent is None:
                     break
                 self._work(urgent)
+        self._look_at = now() + _LOOK_EVERY_S
 
     def _work(self, *jobs: Job) -> None:
         """Jobs of one model and route, in shared runs: each done, failed, or given back."""
