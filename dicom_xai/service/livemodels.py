@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from dicom_xai.config import Config, load
 from dicom_xai.errors import StudyError
@@ -14,6 +16,8 @@ from dicom_xai.service.role import Context
 from dicom_xai.service.warmup import warm_up
 from dicom_xai.study import Job
 from dicom_xai.telemetry import Event
+
+T = TypeVar("T")
 
 #: The model files are looked at so often.
 FILES_EVERY_S = 30.0
@@ -47,10 +51,7 @@ class LiveModels:
             A model, an explainer's name or the device; nothing is half loaded.
         """
         self.device = resolve_device(device)
-        self._models = load_models(self.config, self.device)
-        for model in self._models.values():
-            for explainer in model.self_tests:
-                warm_up(model, explainer)
+        self._models = _aside(self._warm_models)
         self._report()
 
     def use(self, config: Config) -> None:
@@ -58,7 +59,7 @@ class LiveModels:
         with self._loading:
             if config.digest == self.config.digest:
                 return
-            loaded = load_models(config, self.device)
+            loaded = _aside(lambda: load_models(config, self.device))
             live = self._context.ledger.jobs.live_model_digests()
             kept = {digest: model for digest, model in self._models.items() if digest in live}
             self._models = {**kept, **loaded}
@@ -109,6 +110,13 @@ class LiveModels:
                 self._context.log.error(Event.MODEL_FILE_CHANGED, model=name)
             (self._told_of.add if is_changed else self._told_of.discard)(name)
 
+    def _warm_models(self) -> Mapping[str, ServedModel]:
+        models = load_models(self.config, self.device)
+        for model in models.values():
+            for explainer in model.self_tests:
+                warm_up(model, explainer)
+        return models
+
     def _report(self) -> None:
         metrics = self._context.metrics
         for model in self._models.values():
@@ -130,3 +138,13 @@ class LiveModels:
                     gradient_error=model.gradient_error,
                     reason=model.no_gradient,
                 )
+
+
+def _aside(make: Callable[[], T]) -> T:
+    """Run it in a thread that ends with it, and with the threads that OpenMP gave it for torch.
+
+    OpenMP keeps some for each thread that ever computed. Where all together are more than the cores
+    they sleep between operations, and to wake them takes longer than a small operation does.
+    """
+    with ThreadPoolExecutor(1, "loading") as thread:
+        return thread.submit(make).result()
