@@ -1,4 +1,4 @@
-"""Compiled graphs, kept on disk: by what they were made of, whole or not at all.
+"""Compiled graphs, and why others do not compile, kept on disk: by what they were made of, whole.
 
 Several workers may start at once: each writes under a name of its own and renames; the last one
 wins with the same bytes. A file that does not read as what it should be is compiled anew.
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, cast
 
 from dicom_xai.autodiff import COMPILER_VERSION
 from dicom_xai.explain.gradient import ExplainedGraph
@@ -49,17 +50,29 @@ class CompiledCache:
         path = self._folder / f"{_key(model, explainer, targets)}.onnx"
         kept = _read(path)
         if kept is not None:
-            return kept
+            with suppress(KeyError, TypeError):
+                return _graph(*kept)
         made = make()
-        about = {name: value for name, value in asdict(made).items() if name != "data"}
-        report = json.dumps(about).encode()
-        digest = hashlib.sha256(report + b"\n" + made.data).hexdigest().encode()
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
-            temporary.write_bytes(b"\n".join((digest, report, made.data)))
-            os.replace(temporary, path)
-        except OSError:  # a cache that cannot be written costs time, not the service
-            temporary.unlink(missing_ok=True)
+        _write(
+            path, {name: each for name, each in asdict(made).items() if name != "data"}, made.data
+        )
+        return made
+
+    def reasons(self, model: Model, make: Callable[[], dict[str, str]]) -> dict[str, str]:
+        """Why methods do not apply to a model, kept as graphs are.
+
+        Parameters
+        ----------
+        model : Model
+        make : callable
+            Gives a reason by method.
+        """
+        path = self._folder / f"{_hashed(model.card.digest, COMPILER_VERSION)}.json"
+        kept = _read(path)
+        if kept is not None:
+            return kept[0]
+        made = make()
+        _write(path, made, b"")
         return made
 
 
@@ -70,20 +83,40 @@ def _key(model: Model, explainer: str, targets: int) -> str:
         *(card.sha256, COMPILER_VERSION, explainer, targets, model.threshold_logits()),
         *(card.heatmap.layer, model.output_name, model.input_name, model.is_exclusive),
     )
+    return _hashed(*parts)
+
+
+def _hashed(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _read(path: Path) -> ExplainedGraph | None:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        digest, report, body = path.read_bytes().split(b"\n", 2)
-        if hashlib.sha256(report + b"\n" + body).hexdigest().encode() == digest:
-            about = json.loads(report)
-            return ExplainedGraph(
-                data=body,
-                method=about["method"],
-                layer=about["layer"],
-                added_nodes=tuple(about["added_nodes"]),
-                equals=tuple(about["equals"]),
-                warnings=tuple(about["warnings"]),
-            )
+def _graph(about: dict[str, Any], data: bytes) -> ExplainedGraph:
+    return ExplainedGraph(
+        data=data,
+        method=about["method"],
+        layer=about["layer"],
+        added_nodes=tuple(about["added_nodes"]),
+        equals=tuple(about["equals"]),
+        warnings=tuple(about["warnings"]),
+    )
+
+
+def _write(path: Path, about: dict[str, Any], data: bytes) -> None:
+    """A digest, what is to be known of the data, and the data."""
+    report = json.dumps(about).encode()
+    digest = hashlib.sha256(report + b"\n" + data).hexdigest().encode()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.write_bytes(b"\n".join((digest, report, data)))
+        os.replace(temporary, path)
+    except OSError:  # a cache that cannot be written costs time, not the service
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], bytes] | None:
+    """What `_write` wrote; None where there is nothing, or anything else."""
+    with suppress(OSError, ValueError):
+        digest, report, data = path.read_bytes().split(b"\n", 2)
+        if hashlib.sha256(report + b"\n" + data).hexdigest().encode() == digest:
+            return cast(dict[str, Any], json.loads(report)), data
     return None

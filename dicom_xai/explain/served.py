@@ -62,6 +62,7 @@ class ServedModel:
         self.card = card
         self.device = device
         self._plain = Model(card, device, threads)
+        self._cache = cache
         self._graphs: dict[str, ExplainedGraph] = {}
         self._sessions: dict[str, Session] = {}
         self.self_tests: dict[str, SelfTest] = {}
@@ -156,9 +157,13 @@ class ServedModel:
             yield done
         return [each.prediction() for each in gathered]
 
-    def applicability(self) -> dict[str, str]:
-        """Every known method, and why it does not apply to this model; empty where it does."""
-        return applicability(self._plain)
+    def does_not_apply(self) -> dict[str, str]:
+        """The known methods that do not apply to this model, and why."""
+
+        def tried() -> dict[str, str]:
+            return {name: why for name, why in applicability(self._plain).items() if why}
+
+        return tried() if self._cache is None else self._cache.reasons(self._plain, tried)
 
     def _measure(self, clock: Callable[[], float]) -> Costs:
         """Run every session on several sizes of batch."""

@@ -125,6 +125,7 @@ class LiveModels:
             metrics.model_cost_seconds.labels(card.name).set(
                 max(model.costs.seconds(name, 1) for name in model.costs.runs_s)
             )
+            does_not_apply = model.does_not_apply()
             for explainer, test in model.self_tests.items():
                 self._context.log.info(
                     Event.MODEL_LOADED,
@@ -137,6 +138,7 @@ class LiveModels:
                     difference=test.largest_difference,
                     gradient_error=model.gradient_error,
                     reason=model.no_gradient,
+                    does_not_apply=does_not_apply,
                 )
 
 

@@ -78,7 +78,7 @@ FIELDS = frozenset(
     study_instance_uid series_instance_uid sop_instance_uid sop_class_uid transfer_syntax_uid
     unit job purpose generation stage trigger kind ordinal reason outcome status attempts delay_s
     elapsed_s budget_s latency_s stages count size_bytes explainer method layer file error backward
-    instances priority use difference gradient_error
+    instances priority use difference gradient_error does_not_apply
     """.split()
 )
 

@@ -66,6 +66,7 @@ def test_the_log_tells_what_the_self_test_of_each_model_showed(service: Service)
         assert line["difference"] == 0
         assert 0 < line["gradient_error"] < GRADIENT_TOLERANCE
         assert line["reason"] == ""
+        assert list(line["does_not_apply"]) == ["gradient-attention-rollout"]
 
 
 def test_each_series_is_shown_once(service: Service) -> None:

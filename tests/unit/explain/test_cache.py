@@ -84,3 +84,17 @@ def test_nothing_is_kept_of_a_model_that_cannot_be_compiled(model, tmp_path):
     with pytest.raises(ConfigError):
         CompiledCache(tmp_path).get(model, "grad-cam", 1, fail)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_why_methods_do_not_apply_is_found_out_once(model, tmp_path):
+    def make():
+        calls.append(1)
+        return {"cam": "it has no linear head"}
+
+    calls: list[int] = []
+    cache = CompiledCache(tmp_path)
+    assert [cache.reasons(model, make) for _ in range(2)] == [make()] * 2
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-5])
+    assert cache.reasons(model, make) == make()
+    assert len(calls) == 4
