@@ -38,7 +38,7 @@ from tests.make.command import Running
 from tests.make.dcmtk import program
 from tests.make.orthanc import Orthanc
 
-ROUNDS = 3
+ROUNDS = 7
 ENVIRONMENT = {**os.environ, "TCP_NODELAY": "1"}
 #: Associations that ask for nothing, of two sources: we let one have twenty.
 IDLE_SOURCES = ("127.0.0.1", "127.0.0.2")
