@@ -10,10 +10,12 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +24,13 @@ from dicom_xai.audit import Recorder
 from dicom_xai.audit.messages import application_started, application_stopped, config_changed
 from dicom_xai.audit.recorder import person
 from dicom_xai.config import Config, load
-from dicom_xai.errors import ConfigError, DicomXaiError, TransientError
+from dicom_xai.errors import (
+    ConfigError,
+    DicomXaiError,
+    LedgerBusyError,
+    OutOfResourcesError,
+    TransientError,
+)
 from dicom_xai.ledger import Ledger
 from dicom_xai.service.notify import Notifier
 from dicom_xai.spool import Spool
@@ -42,6 +50,8 @@ from dicom_xai.telemetry import (
 from dicom_xai.tls import Credentials, Rotation
 
 TICK_S = 1.0
+#: Spool and ledger are asked no more often whether they take anything in: it is a write.
+_ASK_STORES_EVERY_S = 1.0
 #: A role that has not ticked for so long is stuck.
 STUCK_AFTER_S = 15.0
 #: How long SIGTERM waits for work under way.
@@ -337,11 +347,40 @@ def _reload(role: Role, path: Path, context: Context, live: str) -> str:
     return config.digest
 
 
+class Stores:
+    """Whether spool and ledger take anything in; asked of them once a second at most."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._asking = threading.Lock()
+        self._asked_at = -inf
+        self._problems: list[str] = []
+
+    def problems(self) -> list[str]:
+        """What keeps them from it, a sentence each; empty when nothing does."""
+        with self._asking:
+            if time.monotonic() - self._asked_at >= _ASK_STORES_EVERY_S:
+                self._problems = list(self._ask())
+                self._asked_at = time.monotonic()
+            return self._problems
+
+    def _ask(self) -> Iterator[str]:
+        try:
+            self._context.spool.check_room(0)
+        except OutOfResourcesError as error:
+            yield f"spool: {error}"
+        try:
+            self._context.ledger.upkeep.tick()
+        except LedgerBusyError as error:
+            yield f"ledger: {error}"
+
+
 class _Health:
     """What the probes of a role that runs alone say."""
 
     def __init__(self, context: Context, revision: str) -> None:
         self._context = context
+        self._stores = Stores(context)
         self._ticked_at = context.ledger.now()
         self.is_started = False
         self.revision = revision
@@ -353,11 +392,4 @@ class _Health:
         return not self.is_started or self._context.ledger.now() - self._ticked_at < STUCK_AFTER_S
 
     def why_not_ready(self) -> list[str]:
-        missing = [] if self.is_started else ["starting"]
-        if not self._context.spool.is_healthy:
-            missing.append("the spool's disk failed to sync")
-        try:
-            self._context.ledger.upkeep.depths()
-        except DicomXaiError as error:
-            missing.append(f"ledger: {error}")
-        return missing
+        return [*([] if self.is_started else ["starting"]), *self._stores.problems()]

@@ -30,6 +30,7 @@ from dicom_xai.service.role import (
     STUCK_AFTER_S,
     Context,
     RoleName,
+    Stores,
     check_reload,
     ended_as_event,
     ledger_state,
@@ -99,6 +100,7 @@ class Supervisor:
     _reload: threading.Event = field(default_factory=threading.Event)
     _is_proving: threading.Lock = field(default_factory=threading.Lock)
     _revision: str = ""
+    _stores: Stores | None = None
 
     def run(self) -> int:
         """Run until told to stop; gives the exit status."""
@@ -114,6 +116,7 @@ class Supervisor:
         signal.signal(signal.SIGHUP, lambda *_: self._reload.set())
         folder = Path(tempfile.mkdtemp(prefix="dicom-xai-"))
         context = open_context(config, "supervisor", Registry(), self.log)
+        self._stores = Stores(context)
         counted = ProcessesCollector(folder, context.metrics.registry)
         face = self._face(config, context, counted)
         try:
@@ -151,7 +154,11 @@ class Supervisor:
         )
 
     def why_not_ready(self) -> list[str]:
-        """The roles that are not ready."""
+        """The roles that are not ready, and what keeps spool or ledger from taking anything in."""
+        stores = [] if self._stores is None else self._stores.problems()
+        return [*self._unready_roles(), *stores]
+
+    def _unready_roles(self) -> list[str]:
         return [f"{child.name} is not ready" for child in self._children if not child.is_ready]
 
     def _watch_forever(
@@ -162,7 +169,7 @@ class Supervisor:
         while not self._stopping.is_set():
             for child in self._children:
                 self._look_after(child, context, folder, counted)
-            if not was_ready and not self.why_not_ready():
+            if not was_ready and not self._unready_roles():
                 was_ready = True
                 notifier.ready()
                 self.log.info(Event.ROLE_READY, role="all", port=config.service.telemetry.port)
@@ -242,6 +249,7 @@ class Supervisor:
             context.metrics.config_reloads.labels("accepted").inc()
             note_config(context, self.path, self._revision, config.digest)
             self._revision = config.digest
+            context.spool.keep_free(config.service.spool.min_free_bytes)
             self.log.info(Event.CONFIG_LOADED, config=config.digest[:12])
             for child in self._children:
                 if child.process is not None:

@@ -63,8 +63,9 @@ def test_what_cannot_be_synced_is_refused_and_afterwards_taken_without_a_human(
     before = running.role_process("receiver")
     with failing_syncs(site.folder, word, reason):
         assert [answer(site, lost.files[0]) for _ in range(3)] == [0xA700] * 3
-        if word == "/spool/":
-            wait_until(lambda: site.http("readyz")[0] == 503, "it is not ready")
+        wait_until(lambda: site.http("readyz")[0] == 503, "it is not ready")
+        if word == "ledger.db":
+            assert "ledger: the ledger did not take a write" in site.http("readyz")[1]
         assert not rows(
             site.folder,
             "SELECT id FROM instance WHERE study_instance_uid = ?",

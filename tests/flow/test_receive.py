@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -189,12 +190,16 @@ def test_without_room_nothing_is_taken_until_a_reload_makes_some(
         phantom = a_head(2)
         assert site.send(phantom.files) == [0xA700, 0xA700]
         assert rows(site.folder, "SELECT * FROM instance") == []
+        status, missing = site.http("readyz")
+        assert status == 503
+        assert re.match(rf"spool: \d+ bytes free, .* spool.min_free_bytes is {10**15}$", missing)
         site.config.write_text(text)
         receiver.process.send_signal(signal.SIGHUP)
         wait_until(
             lambda: sum('"config-loaded"' in line for line in receiver.lines) == 2, "reloaded"
         )
         assert site.send(phantom.files) == [0x0000, 0x0000]
+        wait_until(lambda: site.http("readyz") == (200, "ready\n"), "ready")
     finally:
         receiver.stop()
 
