@@ -239,23 +239,33 @@ def explain_model(
         typer.Option("--low", help="Lowest value of that input; lrp-epsilon-gamma-box needs it."),
     ] = None,
     high: Annotated[float | None, typer.Option("--high", help="Highest value of it.")] = None,
+    backgrounds: Annotated[
+        Path | None,
+        typer.Option("--backgrounds", help="Typical images (.npy), for expected-gradients."),
+    ] = None,
 ) -> None:
     r"""Compile an explanation into any ONNX model: one run gives prediction and heatmap.
 
     The new file keeps the model's inputs and outputs. Added: input `target`, int64 \[batch], the
     class to explain, -1 for the top one; output `attribution`, float32 \[batch, 1, ...spatial].
     """
-    from dicom_xai.autodiff.file import explain_file
+    from dicom_xai.autodiff.file import expected_gradients, explain_file
     from dicom_xai.autodiff.methods import METHODS
 
-    if method not in METHODS:
-        near = nearest(method, list(METHODS)) or f"; known: {', '.join(METHODS)}"
+    known = [*METHODS, "expected-gradients"]
+    if method not in known:
+        near = nearest(method, known) or f"; known: {', '.join(known)}"
         raise ConfigError(f"no method {method!r}{near}")
     box = _box(low, high)
-    if box is not None and not METHODS[method].takes_box:
-        takers = ", ".join(name for name, way in METHODS.items() if way.takes_box)
-        raise ConfigError(f"--low and --high mean nothing to {method}; they are for {takers}")
-    report = explain_file(model, to, method, layer=layer, output=output, image=image, box=box)
+    takers = [name for name, each in METHODS.items() if each.takes_box]
+    if box is not None and method not in takers:
+        raise ConfigError(
+            f"--low and --high mean nothing to {method}; they are for {', '.join(takers)}"
+        )
+    if (backgrounds is not None) != (method == "expected-gradients"):
+        raise ConfigError("--backgrounds and --method expected-gradients go together: give both")
+    way = method if backgrounds is None else expected_gradients(backgrounds)
+    report = explain_file(model, to, way, layer=layer, output=output, image=image, box=box)
     out.print(f"{to}: {report.method} of {report.output}", markup=False, soft_wrap=True)
     shape = " x ".join("free" if size is None else str(size) for size in report.layer_shape)
     out.print(f"  map on the grid of {report.layer} ({shape})", markup=False, soft_wrap=True)

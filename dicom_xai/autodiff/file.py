@@ -6,17 +6,19 @@ import os
 import secrets
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
 from ..errors import ConfigError
 from .compiler import Report, compile
+from .methods import ExpectedGradients, Parametrised
 
 
 def explain_file(
     source: Path,
     destination: Path,
-    method: str = "grad-cam",
+    method: str | Parametrised = "grad-cam",
     *,
     layer: str = "auto",
     output: str | None = None,
@@ -56,6 +58,26 @@ def explain_file(
     finally:
         temporary.unlink(missing_ok=True)
     return compiled.report
+
+
+def expected_gradients(backgrounds: Path) -> ExpectedGradients:
+    """The method with the images of a NumPy file (.npy), as the model takes them.
+
+    Raises
+    ------
+    ConfigError
+        The file holds no array of numbers.
+    """
+    try:
+        images = np.load(backgrounds, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(f"{backgrounds} is no NumPy file of numbers (.npy): {error}") from error
+    if not isinstance(images, np.ndarray) or images.dtype.kind not in "fiu":
+        raise ConfigError(
+            f"{backgrounds}: found {getattr(images, 'dtype', 'several arrays')}, wanted one array "
+            "of real numbers; save it with numpy.save"
+        )
+    return ExpectedGradients(images.astype(np.float32))
 
 
 def loaded(source: Path) -> onnx.ModelProto:

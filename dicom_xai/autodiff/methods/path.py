@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import helper
 
+from ...errors import ConfigError
 from ..emit import Tensor
 from ..prepare import Array
 from ..rerun import gradients_at
@@ -96,7 +97,8 @@ class ExpectedGradients:
     Parameters
     ----------
     backgrounds : numpy.ndarray
-        ``(samples, channels, *spatial)`` float32 in the model input's unit: typical images.
+        Typical images, float32 in the model input's unit: one or more, each shaped as one image of
+        that input, ``(samples, channels, *spatial)``.
     seed : int
         Places on the way from each background are drawn when the model is compiled, one per
         background, stratified over the way.
@@ -106,7 +108,23 @@ class ExpectedGradients:
     seed: int = 0
 
     def __call__(self, q: Question) -> Answer:
-        """The map."""
+        """The map.
+
+        Raises
+        ------
+        ConfigError
+            The backgrounds are no images of this model.
+        """
+        found, wanted = self.backgrounds.shape, q.image.shape[1:]
+        fits = len(found) == q.image.rank and found[0] > 0
+        if not fits or any(
+            n not in (size, None) for size, n in zip(found[1:], wanted, strict=True)
+        ):
+            each = ", ".join("any" if size is None else str(size) for size in wanted)
+            raise ConfigError(
+                f"expected-gradients: found backgrounds shaped {found}, wanted (samples, {each}) "
+                "with one sample or more; give typical images as the model takes them"
+            )
         count, rank = len(self.backgrounds), q.image.rank + 1
         rng = np.random.default_rng(self.seed)
         at = (rng.permutation(count) + rng.random(count)) / count

@@ -16,6 +16,7 @@ import torch
 from pydicom import dcmread
 from typer.testing import CliRunner
 
+from dicom_xai.autodiff import ExpectedGradients, compile
 from dicom_xai.cli import app, main
 from dicom_xai.demo.pacs import StandInPACS
 from dicom_xai.demo.phantom import chest, head_ct
@@ -265,6 +266,45 @@ def refused(capsys, monkeypatch, *arguments: object) -> str:
         main()
     assert stopped.value.code == 2
     return capsys.readouterr().err
+
+
+def test_explain_model_takes_typical_images_from_a_file(tmp_path, cxr_card):
+    images = np.random.default_rng(7).random((3, 1, 256, 256), np.float32)
+    source, path = tmp_path / "typical.npy", tmp_path / "explained.onnx"
+    np.save(source, images.astype(np.float64))
+    asked = ("--method", "expected-gradients", "--backgrounds", str(source))
+    done = run("explain-model", str(cxr_card.file), "-o", str(path), *asked)
+    assert done.exit_code == 0, done.output
+    image = torch.rand((1, 1, 256, 256), generator=torch.Generator().manual_seed(0))
+    feeds = {"image": image, "target": torch.tensor([1])}
+    made = Session(path.read_bytes(), Device("cpu"), 1).run(feeds)
+    model = compile(onnx.load(cxr_card.file), ExpectedGradients(images)).model
+    wanted = Session(model.SerializeToString(), Device("cpu"), 1).run(feeds)
+    assert made["attribution"].abs().max() > 0
+    assert torch.equal(made["attribution"], wanted["attribution"])
+
+
+@pytest.mark.parametrize(
+    ("stored", "why"),
+    [
+        (np.zeros((2, 3, 256, 256)), r"found backgrounds shaped \(2, 3, 256, 256\), wanted \(sam"),
+        (np.zeros((256, 256)), r"found backgrounds shaped \(256, 256\), wanted \(samples, 1, 256"),
+        (np.zeros((0, 1, 256, 256)), "with one sample or more"),
+        (np.array(["a"]), "found <U1, wanted one array of real numbers"),
+        (np.array([{}]), "is no NumPy file of numbers"),
+        (None, "--backgrounds and --method expected-gradients go together"),
+    ],
+)
+def test_explain_model_says_what_is_wrong_with_typical_images(
+    tmp_path, cxr_card, capsys, monkeypatch, stored, why
+):
+    source = tmp_path / "typical.npy"
+    if stored is not None:
+        np.save(source, stored)
+    given = [] if stored is None else ["--backgrounds", source]
+    method = ("--method", "expected-gradients", *given)
+    said = refused(capsys, monkeypatch, cxr_card.file, "-o", tmp_path / "out.onnx", *method)
+    assert re.search(why, " ".join(said.split()))
 
 
 def test_explain_model_leaves_nothing_behind_when_the_file_is_no_model(
