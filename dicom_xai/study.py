@@ -53,6 +53,11 @@ class Priority(StrEnum):
     STAT = "stat"
     ROUTINE = "routine"
 
+    @property
+    def rank(self) -> int:
+        """0 goes first."""
+        return list(Priority).index(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Sender:

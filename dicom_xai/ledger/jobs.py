@@ -128,7 +128,7 @@ class Jobs:
             )
             wanted = [JOBS.is_free(now), mine]
             if only is not None:
-                wanted.append(job.c.priority == only)
+                wanted.append(job.c.rank == only.rank)
             if like is not None:
                 wanted += [
                     job.c.route == like.route,
@@ -156,7 +156,7 @@ class Jobs:
         only : Priority, optional
             No job of another priority.
         """
-        wanted = [JOB_IS_LIVE] if only is None else [JOB_IS_LIVE, job.c.priority == only]
+        wanted = [JOB_IS_LIVE] if only is None else [JOB_IS_LIVE, job.c.rank == only.rank]
         holder_first = func.iif(
             job.c.holder.in_(["", self._db.owner]), 0.0, job.c.ready_at + HOLDER_FIRST_S
         )

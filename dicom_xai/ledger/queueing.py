@@ -115,7 +115,7 @@ def _insert_job(
             purpose=purpose,
             generation=generation,
             priority=priority,
-            rank=list(Priority).index(priority),
+            rank=priority.rank,
             state=JobState.QUEUED,
             not_before=not_before,
             ready_at=ready_at,

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from dicom_xai.ledger.engine import insert_row, utc_now
 from dicom_xai.ledger.schema import DeliveryState, delivery, instance, result
-from dicom_xai.study import Job, Priority, Result
+from dicom_xai.study import Job, Result
 
 
 def put(connection: Connection, claimed: Job, made: Result, now: float) -> None:
@@ -76,7 +76,7 @@ def _put_delivery(
                 result_id=result_id,
                 job_id=claimed.job_id,
                 destination=destination,
-                rank=list(Priority).index(claimed.priority),
+                rank=claimed.priority.rank,
                 **values,
             )
         )

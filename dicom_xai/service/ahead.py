@@ -72,7 +72,7 @@ def _key(instance: Instance) -> str:
 
 def _rank(priority: Priority, *, is_claimed: bool) -> int:
     """The order of service: STAT before routine, and within each what a job waits for first."""
-    return 2 * list(Priority).index(priority) + (not is_claimed)
+    return 2 * priority.rank + (not is_claimed)
 
 
 #: The ranks of what no job holds.
@@ -255,7 +255,7 @@ class Ahead:
             self.release(hold.job.job_id)
 
     def _want(self, entry: _Entry, priority: Priority) -> None:
-        entry.priority = min(entry.priority, priority, key=list(Priority).index)
+        entry.priority = min(entry.priority, priority, key=lambda each: each.rank)
         self._queue(entry)
 
     def _queue(self, entry: _Entry) -> None:

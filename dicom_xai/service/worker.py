@@ -202,9 +202,9 @@ class Worker:
     def _give_way(self, watch: Watch) -> None:
         """Do what is more urgent than the job in hand: STAT overtakes routine, and nothing STAT."""
         jobs, now = self._context.ledger.jobs, self._context.ledger.now
-        if watch.job.priority is Priority.STAT or now() < self._look_at:
-            return
-        with self._watcher.overtaken(watch):
+        with self._watcher.overtaken(watch):  # which says too that the job comes on
+            if watch.job.priority is Priority.STAT or now() < self._look_at:
+                return
             while not self._stopping.is_set():
                 at = jobs.next_at(only=Priority.STAT)
                 urgent = (

@@ -382,7 +382,11 @@ def test_a_job_is_left_to_its_holder_for_a_moment_and_then_taken(
 def test_only_jobs_of_the_asked_priority_are_claimed(ledger: Ledger) -> None:
     queue(ledger, 1)
     assert ledger.jobs.claim(LEASE_S, only=Priority.STAT) is None
+    assert ledger.jobs.next_at(only=Priority.STAT) is None
     queue(ledger, 2, priority=Priority.STAT)
+    at = ledger.jobs.next_at(only=Priority.STAT)
+    assert at is not None
+    assert at <= ledger.now()
     job = ledger.jobs.claim(LEASE_S, only=Priority.STAT)
     assert job is not None
     assert job.instances == (an_instance(2),)

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, event
 
 from dicom_xai.ledger import Ledger
-from dicom_xai.study import Per
+from dicom_xai.study import Per, Priority
 from tests.make.ledger import LEASE_S, a_result, an_instance, receive, wanted
 
 QUEUED = 10_000
@@ -57,6 +57,8 @@ def a_turn(ledger: Ledger, number: int) -> None:
     assert ledger.jobs.renew(job, LEASE_S)
     assert ledger.jobs.finish(job, [a_result(job)])
     assert ledger.jobs.next_at() is not None
+    assert ledger.jobs.next_at(only=Priority.STAT) is None
+    assert ledger.jobs.claim(LEASE_S, only=Priority.STAT) is None
     assert ledger.upkeep.next_deadline_at() is not None
     assert ledger.upkeep.depths().rows["queued"] == ledger.upkeep.waiting() - number
     late = an_instance(number, study=2)
@@ -104,3 +106,5 @@ def test_ten_thousand_studies_wait_and_the_next_one_costs_no_more_memory(
         ]
     assert [step for step in steps if step.startswith("SCAN job") and "USING" not in step] == []
     assert any("job_queue" in step for step in steps)
+    # whether STAT has come is asked many times a second
+    assert [step for step in steps if step.endswith("job_queue (rank=?)")]

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, event
 
 from dicom_xai.ledger import Disposition, Ledger
-from dicom_xai.study import Instance, ObjectKind
+from dicom_xai.study import Instance, ObjectKind, Priority
 from tests.make.ledger import (
     LEASE_S,
     OVER,
@@ -265,6 +265,7 @@ def a_day(ledger: Ledger) -> None:
     make_ready(ledger, waiting(ledger)[0])
     jobs.incoming(0, 10)
     jobs.next_at()
+    jobs.next_at(only=Priority.STAT)
     job = claimed(ledger)
     jobs.renew(job, LEASE_S)
     jobs.fix_explainer(job, "grad-cam")

@@ -217,6 +217,20 @@ def test_a_stat_study_is_served_between_two_shared_runs(
     assert done == [3, 1, 2]
 
 
+@pytest.mark.promise("G4")
+@pytest.mark.parametrize("priority", Priority)
+def test_a_long_job_that_comes_on_is_not_taken_for_one_that_hangs(
+    context: Context, tmp_path: Path, runs: Runs, priority: Priority
+) -> None:
+    moments: list[float] = []
+    with working(context) as worker:
+        runs.before = lambda _: moments.append(worker._watcher._watches[0].moved_at)
+        receive_image(context, 0, frames=3 * TOGETHER, priority=priority)
+        wait_until(lambda: states(tmp_path) == ["done"], "done")
+    assert runs.images == [TOGETHER] * 3
+    assert moments == sorted(set(moments))
+
+
 def test_a_study_that_was_tried_before_runs_alone(
     context: Context, tmp_path: Path, runs: Runs
 ) -> None:
