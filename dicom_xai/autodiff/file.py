@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import onnx
@@ -69,15 +70,21 @@ def expected_gradients(backgrounds: Path) -> ExpectedGradients:
         The file holds no array of numbers.
     """
     try:
-        images = np.load(backgrounds, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with backgrounds.open("rb") as file:
+            stored = np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        raise ConfigError(f"{backgrounds}: {error.strerror}") from error
+    except (ValueError, EOFError, TokenError, MemoryError) as error:
         raise ConfigError(f"{backgrounds} is no NumPy file of numbers (.npy): {error}") from error
-    if not isinstance(images, np.ndarray) or images.dtype.kind not in "fiu":
+    if stored.dtype.kind not in "fiu":
+        raise ConfigError(f"{backgrounds}: found {stored.dtype}, wanted an array of real numbers")
+    with np.errstate(over="ignore"):
+        images = stored.astype(np.float32)
+    if not np.isfinite(images).all():
         raise ConfigError(
-            f"{backgrounds}: found {getattr(images, 'dtype', 'several arrays')}, wanted one array "
-            "of real numbers; save it with numpy.save"
+            f"{backgrounds}: found values that no float32 holds, or that are no number"
         )
-    return ExpectedGradients(images.astype(np.float32))
+    return ExpectedGradients(images)
 
 
 def loaded(source: Path) -> onnx.ModelProto:

@@ -16,7 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from dicom_xai.autodiff import COMPILER_VERSION
+from dicom_xai import __version__
+from dicom_xai.autodiff import COMPILER_VERSION, METHODS
 from dicom_xai.explain.gradient import ExplainedGraph
 from dicom_xai.infer.model import Model
 
@@ -59,7 +60,7 @@ class CompiledCache:
         return made
 
     def reasons(self, model: Model, make: Callable[[], dict[str, str]]) -> dict[str, str]:
-        """Why methods do not apply to a model, kept as graphs are.
+        """Why methods do not apply to a model, kept as graphs are, for this version of the program.
 
         Parameters
         ----------
@@ -67,7 +68,8 @@ class CompiledCache:
         make : callable
             Gives a reason by method.
         """
-        path = self._folder / f"{_hashed(model.card.digest, COMPILER_VERSION)}.json"
+        parts = (model.card.digest, COMPILER_VERSION, __version__, *METHODS)
+        path = self._folder / f"{_hashed(*parts)}.reasons"
         kept = _read(path)
         if kept is not None:
             return kept[0]
@@ -110,7 +112,8 @@ def _write(path: Path, about: dict[str, Any], data: bytes) -> None:
         temporary.write_bytes(b"\n".join((digest, report, data)))
         os.replace(temporary, path)
     except OSError:  # a cache that cannot be written costs time, not the service
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], bytes] | None:

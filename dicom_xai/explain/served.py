@@ -157,7 +157,7 @@ class ServedModel:
             yield done
         return [each.prediction() for each in gathered]
 
-    def does_not_apply(self) -> dict[str, str]:
+    def inapplicable_methods(self) -> dict[str, str]:
         """The known methods that do not apply to this model, and why."""
 
         def tried() -> dict[str, str]:

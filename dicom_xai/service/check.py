@@ -110,7 +110,7 @@ def _model_reports(config: Config, asked: str) -> list[ModelReport]:
             backward_nodes=dict(test.backward_nodes),
             gradient_error=served.gradient_error,
             no_gradient=served.no_gradient,
-            does_not_apply=served.does_not_apply(),
+            does_not_apply=served.inapplicable_methods(),
             seconds_per_image=served.costs.seconds(explainer, 1),
             plain_seconds_per_image=served.costs.seconds("", 1),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -125,7 +125,6 @@ class LiveModels:
             metrics.model_cost_seconds.labels(card.name).set(
                 max(model.costs.seconds(name, 1) for name in model.costs.runs_s)
             )
-            does_not_apply = model.does_not_apply()
             for explainer, test in model.self_tests.items():
                 self._context.log.info(
                     Event.MODEL_LOADED,
@@ -138,7 +137,24 @@ class LiveModels:
                     difference=test.largest_difference,
                     gradient_error=model.gradient_error,
                     reason=model.no_gradient,
-                    does_not_apply=does_not_apply,
+                )
+
+        # nothing waits for it, and of a large model it takes a while
+        models = list(self._models.values())
+        threading.Thread(
+            target=self._tell_of_methods, args=(models,), name="methods", daemon=True
+        ).start()
+
+    def _tell_of_methods(self, models: Sequence[ServedModel]) -> None:
+        """Say which methods do not apply to each model, and why."""
+        for model in models:
+            try:
+                reasons = model.inapplicable_methods()
+            except Exception as error:  # what is only told must not end what works
+                self._context.log.exception(Event.METHODS_TRIED, error, model=model.card.name)
+            else:
+                self._context.log.info(
+                    Event.METHODS_TRIED, model=model.card.name, does_not_apply=reasons
                 )
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -27,8 +27,6 @@ from dicom_xai.config import Config, load
 from dicom_xai.errors import (
     ConfigError,
     DicomXaiError,
-    LedgerBusyError,
-    OutOfResourcesError,
     TransientError,
 )
 from dicom_xai.ledger import Ledger
@@ -44,6 +42,7 @@ from dicom_xai.telemetry import (
     Log,
     Metrics,
     Registry,
+    describe,
     quiet_libraries,
     take_over_logging,
 )
@@ -52,6 +51,8 @@ from dicom_xai.tls import Credentials, Rotation
 TICK_S = 1.0
 #: Spool and ledger are asked no more often whether they take anything in: it is a write.
 _ASK_STORES_EVERY_S = 1.0
+#: A disk that takes longer for one small write is told as not answering.
+_STORES_ANSWER_IN_S = 3.0
 #: A role that has not ticked for so long is stuck.
 STUCK_AFTER_S = 15.0
 #: How long SIGTERM waits for work under way.
@@ -348,31 +349,51 @@ def _reload(role: Role, path: Path, context: Context, live: str) -> str:
 
 
 class Stores:
-    """Whether spool and ledger take anything in; asked of them once a second at most."""
+    """Whether there is room for what comes in, and the ledger takes writes.
+
+    They are asked by a thread of its own, once a second at most and only while somebody wants to
+    know: a disk that does not answer holds up nobody else.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._asking = threading.Lock()
-        self._asked_at = -inf
+        self._changed = threading.Condition()
+        self._is_asked = False
+        self._answered_at = -inf
         self._problems: list[str] = []
+        threading.Thread(target=self._answer_forever, name="stores", daemon=True).start()
 
     def problems(self) -> list[str]:
-        """What keeps them from it, a sentence each; empty when nothing does."""
-        with self._asking:
-            if time.monotonic() - self._asked_at >= _ASK_STORES_EVERY_S:
-                self._problems = list(self._ask())
-                self._asked_at = time.monotonic()
+        """What is wrong, a sentence each; empty when nothing is."""
+        with self._changed:
+            if time.monotonic() - self._answered_at >= _ASK_STORES_EVERY_S:
+                self._is_asked = True
+                self._changed.notify_all()
+                if not self._changed.wait_for(lambda: not self._is_asked, _STORES_ANSWER_IN_S):
+                    return [f"spool and ledger did not answer in {_STORES_ANSWER_IN_S:g} s"]
             return self._problems
 
-    def _ask(self) -> Iterator[str]:
+    def _answer_forever(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_asked)
+            problems = [
+                *self._ask("spool", lambda: self._context.spool.check_room(0)),
+                *self._ask("ledger", self._context.ledger.upkeep.tick),
+            ]
+            with self._changed:
+                self._problems, self._answered_at = problems, time.monotonic()
+                self._is_asked = False
+                self._changed.notify_all()
+
+    def _ask(self, name: str, use: Callable[[], None]) -> list[str]:
         try:
-            self._context.spool.check_room(0)
-        except OutOfResourcesError as error:
-            yield f"spool: {error}"
-        try:
-            self._context.ledger.upkeep.tick()
-        except LedgerBusyError as error:
-            yield f"ledger: {error}"
+            use()
+        except DicomXaiError as error:
+            return [f"{name}: {error}"]
+        except Exception as error:  # noqa: BLE001  # of a damaged database: it is the answer
+            return [f"{name}: {describe(error)}"]
+        return []
 
 
 class _Health:

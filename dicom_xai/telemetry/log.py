@@ -51,6 +51,7 @@ class Event(StrEnum):
     DECODER_DIED = "decoder-died"
     BUDGET_EXCEEDED = "budget-exceeded"
     MODEL_LOADED = "model-loaded"
+    METHODS_TRIED = "methods-tried"  #: at load: which do not apply to a model
     MODEL_FILE_CHANGED = "model-file-changed"
     RESULT_SKIPPED = "result-skipped"
     DELIVERED = "delivered"

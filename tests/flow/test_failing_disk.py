@@ -63,9 +63,8 @@ def test_what_cannot_be_synced_is_refused_and_afterwards_taken_without_a_human(
     before = running.role_process("receiver")
     with failing_syncs(site.folder, word, reason):
         assert [answer(site, lost.files[0]) for _ in range(3)] == [0xA700] * 3
-        wait_until(lambda: site.http("readyz")[0] == 503, "it is not ready")
-        if word == "ledger.db":
-            assert "ledger: the ledger did not take a write" in site.http("readyz")[1]
+        missing = "receiver" if word == "/spool/" else "ledger: the ledger did not take a write"
+        wait_until(lambda: missing in site.http("readyz")[1], "it is not ready, and says why")
         assert not rows(
             site.folder,
             "SELECT id FROM instance WHERE study_instance_uid = ?",

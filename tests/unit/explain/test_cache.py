@@ -86,15 +86,20 @@ def test_nothing_is_kept_of_a_model_that_cannot_be_compiled(model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_why_methods_do_not_apply_is_found_out_once(model, tmp_path):
+def test_why_methods_do_not_apply_is_found_out_once(model, tmp_path, monkeypatch):
     def make():
         calls.append(1)
-        return {"cam": "it has no linear head"}
+        return dict(reasons)
 
     calls: list[int] = []
+    reasons = {"cam": "it has no linear head"}
     cache = CompiledCache(tmp_path)
-    assert [cache.reasons(model, make) for _ in range(2)] == [make()] * 2
+    assert [cache.reasons(model, make) for _ in range(2)] == [reasons] * 2
+    assert len(calls) == 1
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-5])
-    assert cache.reasons(model, make) == make()
-    assert len(calls) == 4
+    assert [cache.reasons(model, make) for _ in range(2)] == [reasons] * 2
+    assert len(calls) == 2
+    monkeypatch.setattr(cache_module, "__version__", "another")
+    assert cache.reasons(model, make) == reasons
+    assert len(calls) == 3
