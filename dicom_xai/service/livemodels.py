@@ -41,6 +41,7 @@ class LiveModels:
         self._files = ModelFiles()
         self._files_seen_at = 0.0
         self._told_of: set[str] = set()
+        self._tried: set[str] = set()  # digests of cards whose methods were tried
 
     def load(self, device: str) -> None:
         """Load, test and warm up the config's models on a device, a word of `devices`.
@@ -97,6 +98,19 @@ class LiveModels:
         self._context.ledger.jobs.use_model(job, model.card.digest)
         return model
 
+    def tell_of_methods(self) -> None:
+        """Say once of each model which methods do not apply to it, and why.
+
+        A thread of its own finds out: of a large model that takes a while. It is begun from the
+        role's tick, for what is in memory as the role starts stays there.
+        """
+        models = [each for digest, each in self._models.items() if digest not in self._tried]
+        if models:
+            self._tried |= set(self._models)
+            threading.Thread(
+                target=self._try_methods, args=(models,), name="methods", daemon=True
+            ).start()
+
     def look_at_files(self) -> None:
         """Tell of model files that are not what was loaded; looks every `FILES_EVERY_S`."""
         now = self._context.ledger.now()
@@ -139,14 +153,7 @@ class LiveModels:
                     reason=model.no_gradient,
                 )
 
-        # nothing waits for it, and of a large model it takes a while
-        models = list(self._models.values())
-        threading.Thread(
-            target=self._tell_of_methods, args=(models,), name="methods", daemon=True
-        ).start()
-
-    def _tell_of_methods(self, models: Sequence[ServedModel]) -> None:
-        """Say which methods do not apply to each model, and why."""
+    def _try_methods(self, models: Sequence[ServedModel]) -> None:
         for model in models:
             try:
                 reasons = model.inapplicable_methods()

@@ -24,11 +24,7 @@ from dicom_xai.audit import Recorder
 from dicom_xai.audit.messages import application_started, application_stopped, config_changed
 from dicom_xai.audit.recorder import person
 from dicom_xai.config import Config, load
-from dicom_xai.errors import (
-    ConfigError,
-    DicomXaiError,
-    TransientError,
-)
+from dicom_xai.errors import ConfigError, DicomXaiError, TransientError
 from dicom_xai.ledger import Ledger
 from dicom_xai.service.notify import Notifier
 from dicom_xai.spool import Spool
@@ -361,13 +357,15 @@ class Stores:
         self._is_asked = False
         self._answered_at = -inf
         self._problems: list[str] = []
-        threading.Thread(target=self._answer_forever, name="stores", daemon=True).start()
+        self._thread = threading.Thread(target=self._answer_forever, name="stores", daemon=True)
 
     def problems(self) -> list[str]:
         """What is wrong, a sentence each; empty when nothing is."""
         with self._changed:
             if time.monotonic() - self._answered_at >= _ASK_STORES_EVERY_S:
                 self._is_asked = True
+                if self._thread.ident is None:  # many roles are never asked
+                    self._thread.start()
                 self._changed.notify_all()
                 if not self._changed.wait_for(lambda: not self._is_asked, _STORES_ANSWER_IN_S):
                     return [f"spool and ledger did not answer in {_STORES_ANSWER_IN_S:g} s"]
