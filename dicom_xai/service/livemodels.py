@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -54,6 +54,7 @@ class LiveModels:
         self.device = resolve_device(device)
         self._models = _aside(self._warm_models)
         self._report()
+        self._tell_of_methods()
 
     def use(self, config: Config) -> None:
         """Load what is new; keep old models while jobs still name them. Errors as `load`."""
@@ -66,6 +67,7 @@ class LiveModels:
             self._models = {**kept, **loaded}
             self.config = config
         self._report()
+        self._tell_of_methods()
 
     def get(self, digest: str) -> ServedModel | None:
         """The model of a card, if it is loaded."""
@@ -97,19 +99,6 @@ class LiveModels:
             raise StudyError(f"model {job.model!r} is not loaded any more")
         self._context.ledger.jobs.use_model(job, model.card.digest)
         return model
-
-    def tell_of_methods(self) -> None:
-        """Say once of each model which methods do not apply to it, and why.
-
-        A thread of its own finds out: of a large model that takes a while. It is begun from the
-        role's tick, for what is in memory as the role starts stays there.
-        """
-        models = [each for digest, each in self._models.items() if digest not in self._tried]
-        if models:
-            self._tried |= set(self._models)
-            threading.Thread(
-                target=self._try_methods, args=(models,), name="methods", daemon=True
-            ).start()
 
     def look_at_files(self) -> None:
         """Tell of model files that are not what was loaded; looks every `FILES_EVERY_S`."""
@@ -153,8 +142,16 @@ class LiveModels:
                     reason=model.no_gradient,
                 )
 
-    def _try_methods(self, models: Sequence[ServedModel]) -> None:
-        for model in models:
+    def _tell_of_methods(self) -> None:
+        """Say once of each model which methods do not apply to it, and why.
+
+        Before the role is ready, or after `check` has found it out for a reload: beside a job it
+        would take the interpreter's time from it.
+        """
+        for digest, model in self._models.items():
+            if digest in self._tried:
+                continue
+            self._tried.add(digest)
             try:
                 reasons = model.inapplicable_methods()
             except Exception as error:  # what is only told must not end what works

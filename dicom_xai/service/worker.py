@@ -98,7 +98,6 @@ class Worker:
                 raise failure
         self._context.metrics.prepared_bytes.set(self._ahead.held_bytes)
         self._models.look_at_files()
-        self._models.tell_of_methods()
 
     def use(self, config: Config) -> None:
         """Load what is new; keep old models while jobs still name them."""
